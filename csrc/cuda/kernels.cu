@@ -1,0 +1,68 @@
+// Instantiates the kernels. Everything that is compiled is reached from here.
+#include "kernels.h"
+#include "rms_norm.cuh"
+
+namespace hp_norm {
+namespace {
+
+template <typename T, typename W, bool kAdd>
+struct Kernels {
+  // As pointers to const void: the launcher passes NormParams by address to every kernel alike.
+  template <int kVecBytes, int kVecs, bool kCluster, bool kNarrow>
+  static const void* row() {
+    constexpr int kElems = kVecBytes / sizeof(T);
+    return reinterpret_cast<const void*>(
+        &rms_norm_kernel<T, W, kElems, kVecs, kAdd, kCluster, kNarrow>);
+  }
+
+  template <int kVecBytes, bool kCluster>
+  static const void* wide(int vecs_per_thread) {
+    switch (vecs_per_thread) {
+      case 1: return row<kVecBytes, 1, kCluster, false>();
+      case 2: return row<kVecBytes, 2, kCluster, false>();
+      case 4: return row<kVecBytes, 4, kCluster, false>();
+      case 8:
+        if constexpr (kVecBytes == 16) return row<kVecBytes, 8, kCluster, false>();
+        return nullptr;
+      default: return nullptr;
+    }
+  }
+
+  static const void* find(const LaunchConfig& config) {
+    const bool cluster = config.ctas_per_row > 1;
+    if (config.options & kReread) {
+      return reinterpret_cast<const void*>(&rms_norm_reread_kernel<T, W, 16 / sizeof(T), kAdd>);
+    }
+    if (config.options & kNarrow) {
+      constexpr int kVecs = 2 * sizeof(T);  // 32 values a thread
+      return cluster ? row<16, kVecs, true, true>() : row<16, kVecs, false, true>();
+    }
+    if (config.vec_bytes == 16) {
+      return cluster ? wide<16, true>(config.vecs_per_thread)
+                     : wide<16, false>(config.vecs_per_thread);
+    }
+    return cluster ? wide<32, true>(config.vecs_per_thread)
+                   : wide<32, false>(config.vecs_per_thread);
+  }
+};
+
+template <typename T>
+const void* find_for(const KernelKey& key) {
+  if (key.weight_is_float32) {
+    return key.add ? Kernels<T, float, true>::find(key.config)
+                   : Kernels<T, float, false>::find(key.config);
+  }
+  return key.add ? Kernels<T, T, true>::find(key.config) : Kernels<T, T, false>::find(key.config);
+}
+
+}  // namespace
+
+const void* find_kernel(const KernelKey& key) {
+  switch (key.dtype) {
+    case DType::kBfloat16: return find_for<__nv_bfloat16>(key);
+    case DType::kFloat16: return find_for<__half>(key);
+    default: return find_for<float>(key);
+  }
+}
+
+}  // namespace hp_norm

@@ -1,0 +1,122 @@
+// The launch heuristic: plain C++17, no CUDA, tested without a GPU (tests/test_rules.py).
+//
+// A rule applies to one range of architectures, rows up to a size in bytes, and calls up to a number
+// of tokens; the first match wins. To add an architecture or a tuning, add rows to kLaunchRules.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+
+namespace hp_norm {
+
+inline constexpr int kWarp = 32;
+inline constexpr int kMaxSharedChunks = 512;
+inline constexpr int64_t kNoLimit = INT64_MAX;
+
+// Cache and order options of a rule, added up in LaunchConfig::options.
+enum LaunchOption : int32_t {
+  kLoadEvictFirst = 1,         // x and residual leave L2 first
+  kOutEvictLast = 2,           // the normalised output stays in L2 for the next kernel
+  kResidualOutEvictFirst = 4,  // the residual is read again only after the next layer's work
+  kTriggerEarly = 8,           // launch_dependents before the loads: the next grid starts sooner
+  kResidualOutEvictLast = 16,
+  kNarrow = 32,                // accesses below the vector width, decided by the launcher
+  kReread = 64,                // rows that do not fit in registers: read twice
+};
+
+struct LaunchConfig {
+  int32_t vec_bytes;         // 16, or 32 on sm_100 and later
+  int32_t vecs_per_thread;   // 1, 2, 4 or 8 vectors of the row in a thread's registers
+  int32_t rows_per_cta;      // rows that share a CTA
+  int32_t ctas_per_row;      // CTAs of a cluster that share a row: 1, 2, 4 or 8
+  int32_t options;           // LaunchOption bits
+};
+
+struct LaunchRule {
+  int32_t min_sm, max_sm;  // 10 x major + minor
+  int64_t max_row_bytes;
+  int64_t max_tokens;
+  LaunchConfig config;
+  const char* evidence;    // where the choice comes from
+};
+
+// The shape of one launch, derived from a configuration and a row.
+struct LaunchShape {
+  int32_t vecs_per_row;
+  int32_t threads_per_row;  // in one CTA, whole warps
+  int32_t threads_per_cta;
+  int32_t chunks_per_row;   // warp-wide groups of vectors, over all CTAs of the row
+};
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline constexpr int kRereadThreads = 1024;
+
+constexpr LaunchShape launch_shape(const LaunchConfig& config, int64_t row_bytes) {
+  const int64_t vecs = ceil_div(row_bytes, config.vec_bytes);
+  if (config.options & kReread) {
+    return {static_cast<int32_t>(vecs), kRereadThreads, kRereadThreads,
+            static_cast<int32_t>(ceil_div(vecs, kWarp))};
+  }
+  const int64_t threads = ceil_div(vecs, int64_t{config.vecs_per_thread} * config.ctas_per_row);
+  const int64_t whole_warps = ceil_div(threads, kWarp) * kWarp;
+  const int64_t chunks = whole_warps / kWarp * config.vecs_per_thread * config.ctas_per_row;
+  return {static_cast<int32_t>(vecs), static_cast<int32_t>(whole_warps),
+          static_cast<int32_t>(whole_warps * config.rows_per_cta), static_cast<int32_t>(chunks)};
+}
+
+// The kernels hold a row as float32 in registers: 32 values a thread leave room for 1024 threads,
+// 64 values for 512.
+constexpr int32_t max_threads_per_cta(int32_t vecs_per_thread, int32_t elems_per_vec) {
+  return vecs_per_thread * elems_per_vec > 32 ? 512 : 1024;
+}
+
+// Whether a kernel for this configuration exists and can hold the row.
+constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes, int32_t elem_bytes) {
+  const int32_t vecs = config.vecs_per_thread;
+  const int32_t ctas = config.ctas_per_row;
+  const bool known_width =
+      (config.vec_bytes == 16 && (vecs == 1 || vecs == 2 || vecs == 4 || vecs == 8)) ||
+      (config.vec_bytes == 32 && (vecs == 1 || vecs == 2 || vecs == 4));
+  const bool known_split = ctas == 1 || ((ctas == 2 || ctas == 4 || ctas == 8) &&
+                                         config.rows_per_cta == 1);
+  if (!known_width || !known_split || config.rows_per_cta < 1) return false;
+  const LaunchShape shape = launch_shape(config, row_bytes);
+  if (config.options & kReread) {
+    return config.vec_bytes == 16 && vecs == 1 && ctas == 1 && config.rows_per_cta == 1;
+  }
+  if ((config.options & kNarrow) && (config.vec_bytes != 16 || vecs * (16 / elem_bytes) != 32)) {
+    return false;
+  }
+  // Rows of several warps meet at a named barrier each, and there are 15 beside the CTA's own.
+  const bool barriers = shape.threads_per_row == kWarp || config.rows_per_cta <= 15;
+  return barriers && shape.chunks_per_row <= kMaxSharedChunks &&
+         shape.threads_per_cta <= max_threads_per_cta(vecs, config.vec_bytes / elem_bytes);
+}
+
+// Accesses below 16 bytes: one kernel a dtype, with 32 values a thread.
+constexpr LaunchConfig narrow_config(int32_t sm, int64_t row_bytes, int32_t elem_bytes) {
+  for (const int32_t ctas : {1, 2, 4, 8}) {
+    const LaunchConfig config{16, 2 * elem_bytes, 1, ctas, kNarrow};
+    if ((ctas == 1 || sm >= 90) && is_valid(config, row_bytes, elem_bytes)) return config;
+  }
+  return {16, 1, 1, 1, kReread};
+}
+
+#include "launch_rules_table.inc"
+
+inline constexpr int kNumLaunchRules = sizeof(kLaunchRules) / sizeof(kLaunchRules[0]);
+
+// The index of the first rule that matches, or -1.
+constexpr int find_rule(int32_t sm, int64_t row_bytes, int64_t num_tokens, int32_t elem_bytes) {
+  for (int i = 0; i < kNumLaunchRules; ++i) {
+    const LaunchRule& rule = kLaunchRules[i];
+    if (sm >= rule.min_sm && sm <= rule.max_sm && row_bytes <= rule.max_row_bytes &&
+        num_tokens <= rule.max_tokens && is_valid(rule.config, row_bytes, elem_bytes)) {
+      return i;
+    }
+  }
+  return -1;
+}
+
+}  // namespace hp_norm

@@ -1,0 +1,110 @@
+// The canonical sum: a balanced binary tree over adjacent elements of a row, padded with zeros to a
+// power of two, every partial sum rounded to float32. A chunk is what one warp holds of a row with
+// one vector a lane; chunks cover aligned power-of-two ranges of the row, so every mapping of
+// chunks to threads, warps and CTAs, and every vector width, sums the same tree: the same bits.
+#pragma once
+
+#include <cstdint>
+
+namespace hp_norm {
+
+inline constexpr unsigned kFullWarp = 0xffffffffu;
+
+// Adds adjacent pairs until one sum is left. __fadd_rn is never fused with a multiply.
+template <int kCount>
+__device__ __forceinline__ float sum_tree(float (&values)[kCount]) {
+#pragma unroll
+  for (int width = kCount / 2; width >= 1; width /= 2) {
+#pragma unroll
+    for (int i = 0; i < width; ++i) values[i] = __fadd_rn(values[2 * i], values[2 * i + 1]);
+  }
+  return values[0];
+}
+
+template <int kElems>
+__device__ __forceinline__ float sum_squares(const float (&h)[kElems]) {
+  float squares[kElems];
+#pragma unroll
+  for (int i = 0; i < kElems; ++i) squares[i] = __fmul_rn(h[i], h[i]);
+  return sum_tree(squares);
+}
+
+__device__ __forceinline__ float add_across(float value, int lane_bit) {
+  return __fadd_rn(value, __shfl_xor_sync(kFullWarp, value, lane_bit));
+}
+
+// Every lane brings its part of kChunks chunks; lane l returns with the sum of chunk l % kChunks.
+// While several chunks are left, a step folds two of them at once: each lane keeps the one whose
+// parity is its own and gives the other away, so that kChunks chunks cost about kChunks + 5
+// shuffles instead of 5 x kChunks.
+template <int kChunks>
+__device__ __forceinline__ float warp_chunk_sums(float (&sums)[kChunks], int lane) {
+  int bit = 1;
+#pragma unroll
+  for (int left = kChunks; left > 1; left /= 2) {
+    const bool odd = lane & bit;
+#pragma unroll
+    for (int i = 0; i < left / 2; ++i) {
+      const float kept = odd ? sums[2 * i + 1] : sums[2 * i];
+      const float given = odd ? sums[2 * i] : sums[2 * i + 1];
+      sums[i] = __fadd_rn(kept, __shfl_xor_sync(kFullWarp, given, bit));
+    }
+    bit *= 2;
+  }
+#pragma unroll
+  for (; bit < 32; bit *= 2) sums[0] = add_across(sums[0], bit);
+  return sums[0];
+}
+
+// The first kRun sums at `sums`, added as a tree. 16-byte reads where there are 4 or more.
+template <int kRun>
+__device__ __forceinline__ float sum_run(const float* sums) {
+  float values[kRun];
+  if constexpr (kRun >= 4) {
+#pragma unroll
+    for (int i = 0; i < kRun; i += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(sums + i);
+      values[i] = four.x;
+      values[i + 1] = four.y;
+      values[i + 2] = four.z;
+      values[i + 3] = four.w;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) values[i] = sums[i];
+  }
+  return sum_tree(values);
+}
+
+template <int kRun>
+__device__ __forceinline__ float sum_run_a_lane(const float* sums, int lane) {
+  float sum = sum_run<kRun>(sums + lane * kRun);
+#pragma unroll
+  for (int bit = 1; bit < 32; bit *= 2) sum = add_across(sum, bit);
+  return sum;
+}
+
+// The smallest number of slots for chunk sums: 4, and then the powers of two.
+__host__ __device__ constexpr int padded_chunks(int num_chunks) {
+  int padded = 4;
+  while (padded < num_chunks) padded *= 2;
+  return padded;
+}
+
+// The tree over a row's chunk sums in shared memory, in every lane. Slots past the row's last chunk
+// hold zero. Up to 16 chunks every lane reads them all: 4 broadcast reads and 4 levels of adds are
+// shorter than 4 shuffles.
+__device__ __forceinline__ float total_of_chunks(const float* sums, int padded, int lane) {
+  switch (padded) {
+    case 4: return sum_run<4>(sums);
+    case 8: return sum_run<8>(sums);
+    case 16: return sum_run<16>(sums);
+    case 32: return sum_run_a_lane<1>(sums, lane);
+    case 64: return sum_run_a_lane<2>(sums, lane);
+    case 128: return sum_run_a_lane<4>(sums, lane);
+    case 256: return sum_run_a_lane<8>(sums, lane);
+    default: return sum_run_a_lane<16>(sums, lane);
+  }
+}
+
+}  // namespace hp_norm

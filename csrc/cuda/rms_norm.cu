@@ -1,0 +1,199 @@
+// CUDA implementation: rule -> kernel -> launch -> error check. The checks come before, in norm_call.h.
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <optional>
+
+#include "../norm_call.h"
+#include "kernels.h"
+#include "rms_norm.cuh"
+
+namespace hp_norm {
+namespace {
+
+// Set by hp_norm_force_config: the configuration that this thread's calls use instead of the rules.
+thread_local std::optional<LaunchConfig> forced_config;
+
+void check_cuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  throw std::runtime_error(std::string("hp_norm: ") + what + ": " + cudaGetErrorString(error));
+}
+
+int32_t sm_of_device(int32_t device_index) {
+  constexpr int kMaxDevices = 64;
+  static int32_t known[kMaxDevices] = {};  // 0: not asked yet; a race writes the same value twice
+  if (device_index < kMaxDevices && known[device_index] != 0) return known[device_index];
+  int major = 0;
+  int minor = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_index),
+             "compute capability");
+  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_index),
+             "compute capability");
+  const int32_t sm = 10 * major + minor;
+  if (device_index < kMaxDevices) known[device_index] = sm;
+  return sm;
+}
+
+// HP_NORM_PDL=0 launches without programmatic dependent launch.
+bool pdl_enabled() {
+  static const bool enabled = [] {
+    const char* value = std::getenv("HP_NORM_PDL");
+    return value == nullptr || std::strcmp(value, "0") != 0;
+  }();
+  return enabled;
+}
+
+DType dtype_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::BFloat16: return DType::kBfloat16;
+    case ScalarType::Half: return DType::kFloat16;
+    default: return DType::kFloat32;
+  }
+}
+
+// The widest access of 32, 16, ... bytes that every one of the values is a multiple of.
+int32_t common_alignment(std::initializer_list<uint64_t> values) {
+  uint64_t bits = 32;
+  for (const uint64_t value : values) bits |= value;
+  return static_cast<int32_t>(bits & -bits);
+}
+
+struct Alignment {
+  int32_t rows;
+  int32_t weight;
+};
+
+Alignment alignment_of(const NormCall& call, int64_t elem_bytes) {
+  const auto address = [](const void* pointer) { return reinterpret_cast<uint64_t>(pointer); };
+  const auto bytes = [&](int64_t elements) { return static_cast<uint64_t>(elements * elem_bytes); };
+  // One row has no stride to step over.
+  const bool many = call.num_tokens > 1;
+  const auto stride = [&](int64_t elements) { return many ? bytes(elements) : 0; };
+  const int32_t rows = common_alignment(
+      {address(call.x), address(call.residual), address(call.out), address(call.residual_out),
+       stride(call.x_stride), stride(call.residual_stride), stride(call.out_stride),
+       stride(call.residual_out_stride), bytes(call.hidden_size)});
+  const int64_t weight_bytes = call.weight_is_float32 ? 4 : elem_bytes;
+  const int32_t weight = common_alignment(
+      {address(call.weight), static_cast<uint64_t>(call.hidden_size * weight_bytes)});
+  return {rows, weight};
+}
+
+LaunchConfig choose_config(const NormCall& call, int32_t sm, int64_t elem_bytes,
+                           const Alignment& alignment) {
+  const int64_t row_bytes = call.hidden_size * elem_bytes;
+  const auto fits = [&](const LaunchConfig& config) {
+    return (config.options & (kNarrow | kReread)) ||
+           (alignment.rows >= config.vec_bytes && alignment.weight >= 16);
+  };
+  if (forced_config.has_value()) {
+    const LaunchConfig& config = *forced_config;
+    const bool usable = is_valid(config, row_bytes, static_cast<int32_t>(elem_bytes)) &&
+                        (config.ctas_per_row == 1 || sm >= 90);
+    if (!usable || !fits(config)) {
+      throw std::runtime_error("hp_norm: the forced launch configuration cannot take these rows");
+    }
+    return config;
+  }
+  const int rule = find_rule(sm, row_bytes, call.num_tokens, static_cast<int32_t>(elem_bytes));
+  if (rule >= 0) {
+    LaunchConfig config = kLaunchRules[rule].config;
+    if (fits(config)) return config;
+    // A 32-byte rule serves rows that are aligned to 16 with twice the vectors.
+    config = {16, config.vecs_per_thread * 2, config.rows_per_cta, config.ctas_per_row,
+              config.options};
+    if (fits(config) && is_valid(config, row_bytes, static_cast<int32_t>(elem_bytes))) {
+      return config;
+    }
+  }
+  return narrow_config(sm, row_bytes, static_cast<int32_t>(elem_bytes));
+}
+
+NormParams make_params(const NormCall& call, const LaunchConfig& config, const LaunchShape& shape,
+                       const Alignment& alignment) {
+  const auto option = [&](LaunchOption bit) { return (config.options & bit) != 0; };
+  NormParams p{};
+  p.x = call.x;
+  p.residual = call.residual;
+  p.weight = call.weight;
+  p.out = call.out;
+  p.residual_out = call.residual_out;
+  p.x_stride = call.x_stride;
+  p.residual_stride = call.residual_stride;
+  p.out_stride = call.out_stride;
+  p.residual_out_stride = call.residual_out_stride;
+  p.num_tokens = call.num_tokens;
+  p.hidden_size = static_cast<int32_t>(call.hidden_size);
+  p.vecs_per_row = shape.vecs_per_row;
+  p.ctas_per_row = config.ctas_per_row;
+  p.padded_chunks = padded_chunks(shape.chunks_per_row);
+  p.row_access_bytes = std::min(alignment.rows, 16);
+  p.weight_access_bytes = std::min(alignment.weight, 16);
+  p.inverse_size = static_cast<float>(1.0 / static_cast<double>(call.hidden_size));
+  p.eps = call.eps;
+  p.weight_offset = call.weight_offset;
+  p.load_policy = option(kLoadEvictFirst) ? L2Policy::kEvictFirst : L2Policy::kNormal;
+  p.out_policy = option(kOutEvictLast) ? L2Policy::kEvictLast : L2Policy::kNormal;
+  p.residual_out_policy = option(kResidualOutEvictFirst)  ? L2Policy::kEvictFirst
+                          : option(kResidualOutEvictLast) ? L2Policy::kEvictLast
+                                                          : L2Policy::kNormal;
+  p.round_before_weight = call.round_before_weight;
+  p.trigger_early = option(kTriggerEarly);
+  return p;
+}
+
+void run_cuda(const NormCall& call) {
+  const torch::stable::accelerator::DeviceGuard guard(call.device_index);
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_get_current_cuda_stream(call.device_index, &stream));
+
+  const int32_t sm = sm_of_device(call.device_index);
+  const int64_t elem_bytes = call.dtype == ScalarType::Float ? 4 : 2;
+  const Alignment alignment = alignment_of(call, elem_bytes);
+  const LaunchConfig config = choose_config(call, sm, elem_bytes, alignment);
+  const LaunchShape shape = launch_shape(config, call.hidden_size * elem_bytes);
+  const void* kernel = find_kernel(
+      {dtype_of(call.dtype), call.weight_is_float32, call.residual != nullptr, config});
+  NormParams params = make_params(call, config, shape, alignment);
+
+  const int64_t ctas = ceil_div(call.num_tokens, config.rows_per_cta) * config.ctas_per_row;
+  if (ctas > INT32_MAX) {
+    throw std::runtime_error("hp_norm: more rows than one launch can take, got " +
+                             std::to_string(call.num_tokens));
+  }
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t launch{};
+  launch.gridDim = dim3(static_cast<unsigned>(ctas));
+  launch.blockDim = dim3(shape.threads_per_row, config.rows_per_cta);
+  launch.dynamicSmemBytes = sizeof(float) * params.padded_chunks * config.rows_per_cta;
+  launch.stream = static_cast<cudaStream_t>(stream);
+  launch.attrs = attributes;
+  if (sm >= 90 && pdl_enabled()) {
+    attributes[launch.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[launch.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (config.ctas_per_row > 1) {
+    attributes[launch.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[launch.numAttrs++].val.clusterDim = {static_cast<unsigned>(config.ctas_per_row), 1, 1};
+  }
+  void* arguments[] = {&params};
+  check_cuda(cudaLaunchKernelExC(&launch, kernel, arguments), "kernel launch");
+}
+
+}  // namespace
+}  // namespace hp_norm
+
+// For tests and tuning: this thread's calls use `config` until it is called again with null.
+extern "C" __attribute__((visibility("default"))) void hp_norm_force_config(
+    const hp_norm::LaunchConfig* config) {
+  hp_norm::forced_config = config == nullptr ? std::nullopt : std::make_optional(*config);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hp_norm, CUDA, library) {
+  hp_norm::OpEntries<hp_norm::run_cuda>::register_impls(library);
+}

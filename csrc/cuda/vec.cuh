@@ -1,0 +1,210 @@
+// The only file that knows dtypes and access widths: unpacking, rounding, and vector loads and stores.
+// To add a dtype, specialise Word<T> here.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace hp_norm {
+
+// A 32-bit word of kElems elements of T, as it lies in memory, to and from float32.
+template <typename T>
+struct Word;
+
+template <>
+struct Word<float> {
+  static constexpr int kElems = 1;
+  static __device__ __forceinline__ void unpack(uint32_t word, float* values) {
+    values[0] = __uint_as_float(word);
+  }
+  static __device__ __forceinline__ uint32_t pack(const float* values) {
+    return __float_as_uint(values[0]);
+  }
+};
+
+template <>
+struct Word<__nv_bfloat16> {
+  static constexpr int kElems = 2;
+  static __device__ __forceinline__ void unpack(uint32_t word, float* values) {
+    // A bfloat16 is the upper half of a float32.
+    values[0] = __uint_as_float(word << 16);
+    values[1] = __uint_as_float(word & 0xffff0000u);
+  }
+  static __device__ __forceinline__ uint32_t pack(const float* values) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(values[0], values[1]);
+    uint32_t word;
+    __builtin_memcpy(&word, &pair, sizeof(word));
+    return word;
+  }
+};
+
+template <>
+struct Word<__half> {
+  static constexpr int kElems = 2;
+  static __device__ __forceinline__ void unpack(uint32_t word, float* values) {
+    __half2 pair;
+    __builtin_memcpy(&pair, &word, sizeof(word));
+    const float2 wide = __half22float2(pair);
+    values[0] = wide.x;
+    values[1] = wide.y;
+  }
+  static __device__ __forceinline__ uint32_t pack(const float* values) {
+    const __half2 pair = __floats2half2_rn(values[0], values[1]);
+    uint32_t word;
+    __builtin_memcpy(&word, &pair, sizeof(word));
+    return word;
+  }
+};
+
+// kElems elements of T as 32-bit words, the form in which they travel. Vector structs of bf162 or
+// half2 compile to 32-bit accesses; words do not (tests/test_sass.py).
+template <typename T, int kElems>
+struct Vec {
+  static constexpr int kPerWord = Word<T>::kElems;
+  static constexpr int kBytes = kElems * static_cast<int>(sizeof(T));
+  static constexpr int kWords = kBytes / 4;
+  uint32_t words[kWords];
+
+  __device__ __forceinline__ void unpack(float (&values)[kElems]) const {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) Word<T>::unpack(words[i], values + i * kPerWord);
+  }
+  __device__ __forceinline__ void pack(const float (&values)[kElems]) {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words[i] = Word<T>::pack(values + i * kPerWord);
+  }
+};
+
+template <typename T, int kElems>
+__device__ __forceinline__ void round_to(float (&values)[kElems]) {
+  Vec<T, kElems> rounded;
+  rounded.pack(values);
+  rounded.unpack(values);
+}
+
+enum class L2Policy { kNormal, kEvictFirst, kEvictLast };
+
+__device__ __forceinline__ uint64_t make_policy(L2Policy policy) {
+  uint64_t normal, first, last;
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(normal));
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(first));
+  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(last));
+  return policy == L2Policy::kEvictFirst ? first : policy == L2Policy::kEvictLast ? last : normal;
+}
+
+// Row data is read and written once: it passes by L1 and takes the L2 eviction policy of the rule.
+// `volatile` keeps the loads behind griddepcontrol.wait.
+__device__ __forceinline__ void load_words(uint32_t (&w)[4], const void* from, uint64_t policy) {
+  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.b32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+               : "l"(from), "l"(policy)
+               : "memory");
+}
+
+__device__ __forceinline__ void store_words(void* to, const uint32_t (&w)[4], uint64_t policy) {
+  asm volatile("st.global.L1::no_allocate.L2::cache_hint.v4.b32 [%0], {%1, %2, %3, %4}, %5;"
+               :
+               : "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(policy)
+               : "memory");
+}
+
+__device__ __forceinline__ void load_words(uint32_t (&w)[8], const void* from, uint64_t policy) {
+#if __CUDA_ARCH__ >= 1000
+  asm volatile(
+      "ld.global.L1::no_allocate.L2::cache_hint.v8.b32 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8], %9;"
+      : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3]), "=r"(w[4]), "=r"(w[5]), "=r"(w[6]),
+        "=r"(w[7])
+      : "l"(from), "l"(policy)
+      : "memory");
+#else
+  // Two halves: the 32-byte path runs, and is tested, on GPUs without 256-bit accesses.
+  load_words(reinterpret_cast<uint32_t(&)[4]>(w[0]), from, policy);
+  load_words(reinterpret_cast<uint32_t(&)[4]>(w[4]), static_cast<const char*>(from) + 16, policy);
+#endif
+}
+
+__device__ __forceinline__ void store_words(void* to, const uint32_t (&w)[8], uint64_t policy) {
+#if __CUDA_ARCH__ >= 1000
+  asm volatile(
+      "st.global.L1::no_allocate.L2::cache_hint.v8.b32 [%0], {%1, %2, %3, %4, %5, %6, %7, %8}, %9;"
+      :
+      : "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(w[4]), "r"(w[5]), "r"(w[6]),
+        "r"(w[7]), "l"(policy)
+      : "memory");
+#else
+  store_words(to, reinterpret_cast<const uint32_t(&)[4]>(w[0]), policy);
+  store_words(static_cast<char*>(to) + 16, reinterpret_cast<const uint32_t(&)[4]>(w[4]), policy);
+#endif
+}
+
+// One access of at most 16 bytes, for rows whose address, stride or size allows no more.
+template <int kBytes>
+struct Piece;
+template <>
+struct Piece<16> {
+  using Type = uint4;
+};
+template <>
+struct Piece<8> {
+  using Type = uint2;
+};
+template <>
+struct Piece<4> {
+  using Type = uint32_t;
+};
+template <>
+struct Piece<2> {
+  using Type = uint16_t;
+};
+
+// Moves the first `valid_bytes` (a multiple of kPiece) of a vector, kPiece bytes an access; what
+// lies past them reads as zero and is not written.
+template <int kPiece, int kWords>
+__device__ __forceinline__ void load_pieces(uint32_t (&words)[kWords], const void* from,
+                                            int valid_bytes) {
+  using Type = typename Piece<kPiece>::Type;
+  alignas(16) Type pieces[kWords * 4 / kPiece];
+#pragma unroll
+  for (int i = 0; i < kWords * 4 / kPiece; ++i) {
+    pieces[i] = i * kPiece < valid_bytes ? static_cast<const Type*>(from)[i] : Type{};
+  }
+  __builtin_memcpy(words, pieces, sizeof(words));
+}
+
+template <int kPiece, int kWords>
+__device__ __forceinline__ void store_pieces(void* to, const uint32_t (&words)[kWords],
+                                             int valid_bytes) {
+  using Type = typename Piece<kPiece>::Type;
+  alignas(16) Type pieces[kWords * 4 / kPiece];
+  __builtin_memcpy(pieces, words, sizeof(words));
+#pragma unroll
+  for (int i = 0; i < kWords * 4 / kPiece; ++i) {
+    if (i * kPiece < valid_bytes) static_cast<Type*>(to)[i] = pieces[i];
+  }
+}
+
+template <int kWords>
+__device__ __forceinline__ void load_narrow(uint32_t (&words)[kWords], const void* from,
+                                            int valid_bytes, int access_bytes) {
+  switch (access_bytes) {
+    case 16: return load_pieces<16>(words, from, valid_bytes);
+    case 8: return load_pieces<8>(words, from, valid_bytes);
+    case 4: return load_pieces<4>(words, from, valid_bytes);
+    default: return load_pieces<2>(words, from, valid_bytes);
+  }
+}
+
+template <int kWords>
+__device__ __forceinline__ void store_narrow(void* to, const uint32_t (&words)[kWords],
+                                             int valid_bytes, int access_bytes) {
+  switch (access_bytes) {
+    case 16: return store_pieces<16>(to, words, valid_bytes);
+    case 8: return store_pieces<8>(to, words, valid_bytes);
+    case 4: return store_pieces<4>(to, words, valid_bytes);
+    default: return store_pieces<2>(to, words, valid_bytes);
+  }
+}
+
+}  // namespace hp_norm
