@@ -1,0 +1,157 @@
+"""Ratios of our operator to the best peer and to the copy, and the bounds they have to meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from benchmarks import stats
+from benchmarks.providers import COPY, CPU_PEERS, OURS, PEERS
+from benchmarks.records import KEY, OK
+from benchmarks.shapes import BANDS, Band
+
+# The spread that a single cell may show; the means are allowed none.
+CELL_SPREAD = 0.02
+MAX_FP16_OVER_BF16 = 1.03
+
+
+def latest(frame: pd.DataFrame) -> pd.DataFrame:
+    """Keep, per device, operator, dtype and protocol, the rows of the commit measured last.
+
+    A table never mixes commits: shards of one commit add up, a newer commit replaces all of them.
+    A cell that was measured twice at one commit keeps its newest rows.
+    """
+    if frame.empty:
+        return frame
+    group = ["device", "op", "dtype", "protocol"]
+    newest = frame.sort_values("date").groupby(group)["commit"].transform("last")
+    frame = frame[frame["commit"] == newest.reindex(frame.index)]
+    frame = frame.sort_values("date", kind="stable")
+    return frame.drop_duplicates([*KEY, "provider"], keep="last").reset_index(drop=True)
+
+
+def is_peer(frame: pd.DataFrame) -> pd.Series:
+    """Which rows are of a peer; plain torch counts as one on the CPU alone."""
+    on_cpu = frame["cuda"] == ""
+    return frame["provider"].isin(PEERS) | (on_cpu & frame["provider"].isin(CPU_PEERS))
+
+
+def ours_against_peers(frame: pd.DataFrame) -> pd.DataFrame:
+    """One line per cell in which we and at least one peer have a time.
+
+    Columns: the cell's key, ``us`` (ours), ``best_peer``, ``best_peer_us``, ``copy_us``, ``rule``
+    and ``us_spread``, and the ratios ``ratio_to_peer`` and ``ratio_to_copy`` (above 1: we are
+    faster).
+    """
+    timed = frame[frame["status"] == OK]
+    ours = timed[timed["provider"] == OURS].set_index(KEY)[["us", "us_spread", "rule"]]
+    of_peers = timed[is_peer(timed)].sort_values("us")
+    best = of_peers.drop_duplicates(KEY).set_index(KEY)[["provider", "us"]]
+    copy = timed[timed["provider"] == COPY].set_index(KEY)["us"].rename("copy_us")
+    best.columns = ["best_peer", "best_peer_us"]
+    cells = ours.join(best, how="inner").join(copy).reset_index()
+    cells["ratio_to_peer"] = cells["best_peer_us"] / cells["us"]
+    cells["ratio_to_copy"] = cells["copy_us"] / cells["us"]
+    return cells.sort_values(KEY, kind="stable").reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A bound, what was reached, and where the worst cell lies."""
+
+    name: str
+    bound: float
+    reached: float
+    where: str = ""
+    at_most: bool = False
+    spread: float = 0.0
+
+    @property
+    def verdict(self) -> str:
+        """``met``, ``met within the spread of a cell``, ``NOT met`` or ``not measured``."""
+        if self.reached != self.reached:
+            return "not measured"
+        sign = -1 if self.at_most else 1
+        if sign * (self.reached - self.bound) >= 0:
+            return "met"
+        if sign * (self.reached - self.bound * (1 - sign * self.spread)) >= 0:
+            return f"met within {self.spread:.0%}"
+        return "NOT met"
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the verdict is one of the met ones."""
+        return self.verdict.startswith("met")
+
+
+def worst(cells: pd.DataFrame, column: str, lowest: bool = True) -> tuple[float, str]:
+    """The worst value of a column and the cell it is in; NaN when nothing was measured."""
+    values = cells[column].dropna()
+    if values.empty:
+        return float("nan"), ""
+    index = values.idxmin() if lowest else values.idxmax()
+    cell = cells.loc[index]
+    return float(values.loc[index]), f"{cell['num_tokens']} x {cell['hidden_size']}"
+
+
+def band_bounds(cells: pd.DataFrame, band: Band) -> list[Bound]:
+    """The bounds of one band: mean and worst cell against the peers, and against the copy."""
+    inside = cells[cells["num_tokens"].between(band.first, band.last)]
+    mean = stats.geometric_mean(inside["ratio_to_peer"])
+    lowest, where = worst(inside, "ratio_to_peer")
+    title = f"{band.name} tokens"
+    bounds = [
+        Bound(f"{title}: geometric mean to the best peer", band.min_geometric_mean, mean),
+        Bound(
+            f"{title}: worst cell to the best peer",
+            band.min_cell,
+            lowest,
+            where,
+            spread=CELL_SPREAD,
+        ),
+    ]
+    if band.min_copy_ratio is not None:
+        copies = inside["ratio_to_copy"].dropna()
+        lowest, where = worst(inside, "ratio_to_copy")
+        bounds += [
+            Bound(
+                f"{title}: geometric mean to the copy",
+                band.min_copy_ratio,
+                stats.geometric_mean(copies),
+            ),
+            Bound(
+                f"{title}: worst cell to the copy",
+                band.min_copy_ratio,
+                lowest,
+                where,
+                spread=CELL_SPREAD,
+            ),
+        ]
+    return bounds
+
+
+def fp16_bound(cells: pd.DataFrame) -> Bound:
+    """How much longer fp16 takes than bf16, in the worst cell that both were timed in."""
+    fused = cells[cells["op"] == "fused_add"]
+    key = [name for name in KEY if name != "dtype"]
+    both = fused[fused["dtype"] == "fp16"].merge(fused[fused["dtype"] == "bf16"], on=key)
+    both["ratio"] = both["us_x"] / both["us_y"]
+    highest, where = worst(both, "ratio", lowest=False)
+    return Bound("fp16 over bf16: worst cell", MAX_FP16_OVER_BF16, highest, where, at_most=True)
+
+
+def plain_bound(cells: pd.DataFrame) -> Bound:
+    """Plain rms_norm in bf16: the worst cell against the best peer."""
+    plain = cells[(cells["op"] == "plain") & (cells["dtype"] == "bf16")]
+    lowest, where = worst(plain, "ratio_to_peer")
+    return Bound(
+        "plain rms_norm: worst cell to the best peer", 1.00, lowest, where, spread=CELL_SPREAD
+    )
+
+
+def all_bounds(cells: pd.DataFrame) -> list[Bound]:
+    """Every bound that the results of one device are judged by."""
+    fused = cells[(cells["op"] == "fused_add") & (cells["dtype"] == "bf16")]
+    bounds = [bound for band in BANDS for bound in band_bounds(fused, band)]
+    return [*bounds, fp16_bound(cells), plain_bound(cells)]

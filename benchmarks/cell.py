@@ -1,0 +1,166 @@
+"""One cell: bind every provider to the case, check its result, time it, write down the rows."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks import check, environment, stats, timing
+from benchmarks.provider import Provider, one_line
+from benchmarks.providers import COPY, EMPTY, OURS
+from benchmarks.records import FAILED, OK, SKIPPED, Row
+from benchmarks.shapes import Case
+
+CPU_REPLAY_BYTES = 2 * 10**8
+
+
+@dataclass
+class Bench:
+    """What every cell of a run needs; ``protocol`` None means by number of tokens."""
+
+    device: torch.device
+    environment: environment.Environment
+    clock: timing.Clock
+    clocks: environment.Clocks
+    repeats: int
+    protocol: str | None = None
+    free_bytes: Callable[[torch.device], int] = environment.free_bytes
+
+    @classmethod
+    def on(cls, device: torch.device, repeats: int, protocol: str | None = None) -> Bench:
+        """A bench on a device, with the clock that fits it."""
+        clock = timing.GraphClock(device) if device.type == "cuda" else timing.CpuClock()
+        clocks = environment.Clocks(device)
+        return cls(device, environment.describe(device), clock, clocks, repeats, protocol)
+
+    def plan(self, case: Case) -> timing.Plan:
+        """The plan for a case under this bench's protocol."""
+        protocol = self.protocol or timing.protocol_for(case.num_tokens)
+        replay = timing.COLD_REPLAY_BYTES if self.device.type == "cuda" else CPU_REPLAY_BYTES
+        return timing.plan(case, protocol, self.environment.l2_bytes, replay)
+
+
+def rule_of(case: Case, device: torch.device) -> str:
+    """The launch rule that our operator takes for a case; the CPU has none."""
+    if device.type != "cuda":
+        return ""
+    import hp_norm_plugin
+
+    rule = hp_norm_plugin.explain(case.num_tokens, case.hidden_size, case.torch_dtype, device)
+    return rule.describe()
+
+
+def run(
+    bench: Bench,
+    case: Case,
+    providers: Sequence[Provider],
+    unavailable: Mapping[str, str] | None = None,
+) -> list[Row]:
+    """Measure one case; one row per provider, in the order given, the unavailable ones last."""
+    plan = bench.plan(case)
+    reasons = dict(unavailable or {})
+    failures: dict[str, str] = {}
+    times: dict[str, list[float]] = {}
+    clocks: list[tuple[int | None, int | None]] = [(None, None)]
+    needed, free = plan.bytes_needed(case), bench.free_bytes(bench.device)
+    if needed > free:
+        text = f"not enough memory: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        reasons |= {provider.name: text for provider in providers}
+    else:
+        times, failures = _time(bench, case, providers, plan, clocks)
+        bench.clock.release()
+    return _rows(bench, case, plan, providers, times, failures, reasons, clocks[-1])
+
+
+def _time(
+    bench: Bench,
+    case: Case,
+    providers: Sequence[Provider],
+    plan: timing.Plan,
+    clocks: list[tuple[int | None, int | None]],
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Times by provider and, for those that have none, what went wrong."""
+    sets = timing.InputSets(case, plan, bench.device)
+    replays, failures = _prepare(bench, case, providers, sets, plan)
+    if not replays:
+        return {}, failures
+    read_clocks = functools.partial(_append_reading, clocks, bench.clocks)
+    return timing.measure(replays, sets, plan, bench.clock, bench.repeats, read_clocks), failures
+
+
+def _append_reading(
+    readings: list[tuple[int | None, int | None]], clocks: environment.Clocks
+) -> None:
+    readings.append(clocks.read())
+
+
+def _prepare(
+    bench: Bench,
+    case: Case,
+    providers: Sequence[Provider],
+    sets: timing.InputSets,
+    plan: timing.Plan,
+) -> tuple[dict[str, timing.Replay], dict[str, str]]:
+    """Check and prepare each provider; what raises or is wrong is left out, with the reason."""
+    replays, failures = {}, {}
+    for provider in providers:
+        try:
+            call = provider.bind(case)
+            wrong = check.failure(provider.name, call, sets) if provider.is_norm else ""
+            if wrong:
+                failures[provider.name] = wrong
+                continue
+            replays[provider.name] = bench.clock.prepare(call, sets, plan)
+        except Exception as error:  # whatever a peer raises, the other rows still run
+            failures[provider.name] = one_line(f"{type(error).__name__}: {error}")
+    return replays, failures
+
+
+def _rows(
+    bench: Bench,
+    case: Case,
+    plan: timing.Plan,
+    providers: Sequence[Provider],
+    times: Mapping[str, Sequence[float]],
+    failures: Mapping[str, str],
+    reasons: Mapping[str, str],
+    clocks: tuple[int | None, int | None],
+) -> list[Row]:
+    versions = {provider.name: provider.version for provider in providers}
+    medians = {name: stats.median(samples) for name, samples in times.items()}
+    copy = medians.get(COPY)
+
+    def row(name: str) -> Row:
+        us = medians.get(name)
+        moves_bytes = us is not None and name != EMPTY
+        status = OK if us is not None else FAILED if name in failures else SKIPPED
+        env = bench.environment
+        return Row(
+            commit=env.commit,
+            date=env.date,
+            device=env.device,
+            sm_clock_mhz=clocks[0],
+            mem_clock_mhz=clocks[1],
+            driver=env.driver,
+            cuda=env.cuda,
+            torch=env.torch,
+            provider=name,
+            provider_version=versions.get(name, ""),
+            op=case.op,
+            dtype=case.dtype,
+            num_tokens=case.num_tokens,
+            hidden_size=case.hidden_size,
+            protocol=plan.protocol,
+            us=us,
+            us_spread=stats.relative_iqr(times[name]) if us is not None else None,
+            gb_per_s=case.traffic_bytes / us / 1e3 if moves_bytes else None,
+            ratio_to_copy=copy / us if moves_bytes and copy is not None else None,
+            rule=rule_of(case, bench.device) if name == OURS and us is not None else "",
+            status=status,
+            reason=failures.get(name) or reasons.get(name, ""),
+        )
+
+    return [row(name) for name in dict.fromkeys([*versions, *reasons])]

@@ -1,0 +1,191 @@
+"""``make bench``: time every provider over the grid and append the rows to a CSV.
+
+The whole bf16 grid on one GPU: ``python -m benchmarks.run``.  A part of it: ``--tokens``,
+``--hidden``, ``--shard K/N``; ``--resume`` goes on where a run was cut short.  The CPU operator
+against vLLM's and torch's own: ``python -m benchmarks.run --device cpu``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.logging import RichHandler
+
+from benchmarks import cell, compile_ahead, environment, providers, records, shapes, terminal
+
+RESULTS = environment.ROOT / "benchmarks" / "results"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parse = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parse.add_argument("--op", nargs="+", choices=shapes.OPS, default=["fused_add"])
+    parse.add_argument("--dtype", nargs="+", choices=tuple(shapes.DTYPES), default=["bf16"])
+    parse.add_argument("--tokens", nargs="+", type=_positive, help="default: 1 to 16384")
+    parse.add_argument("--hidden", nargs="+", type=_positive, help="default: 1024 to 32768")
+    parse.add_argument(
+        "--founding", action="store_true", help="4096 tokens at every multiple of 1024"
+    )
+    parse.add_argument("--quick", action="store_true", help="a dozen shapes, to see it work")
+    parse.add_argument("--providers", nargs="+", help=f"of {', '.join(providers.NAMES)}")
+    parse.add_argument(
+        "--protocol", choices=("cached", "cold"), help="default: cached below 512 tokens"
+    )
+    parse.add_argument("--shard", help="K/N: this part of the hidden sizes")
+    parse.add_argument("--repeats", type=_positive, default=11, help="graph replays per cell")
+    parse.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu")
+    parse.add_argument("--out", type=Path, help="CSV to append to")
+    parse.add_argument("--resume", action="store_true", help="skip cells that --out already has")
+    parse.add_argument(
+        "--compile-seconds", type=float, default=150, help="limit of compiling ahead; 0: do not"
+    )
+    parse.add_argument(
+        "--time-limit", type=float, help="stop before a cell that starts after so many seconds"
+    )
+    return parse
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def cases_of(args: argparse.Namespace, device: torch.device) -> list[shapes.Case]:
+    """The cells that the arguments ask for.
+
+    Raises
+    ------
+    ValueError
+        If the shard is not of the form K/N.
+
+    """
+    tokens, hidden = shapes.NUM_TOKENS, shapes.HIDDEN_SIZES
+    if device.type == "cpu":
+        tokens, hidden = shapes.CPU_NUM_TOKENS, shapes.CPU_HIDDEN_SIZES
+    if args.quick:
+        tokens, hidden = shapes.QUICK_NUM_TOKENS, shapes.QUICK_HIDDEN_SIZES
+    if args.founding:
+        tokens, hidden = (shapes.FOUNDING_NUM_TOKENS,), shapes.FOUNDING_HIDDEN_SIZES
+    hidden = args.hidden or hidden
+    if args.shard:
+        hidden = shapes.shard(hidden, *shapes.parse_shard(args.shard))
+    return list(shapes.grid(args.op, args.dtype, args.tokens or tokens, hidden))
+
+
+def default_out(env: environment.Environment, args: argparse.Namespace) -> Path:
+    """``<date>-<device>-<ops>-<dtypes>.csv`` under benchmarks/results."""
+    words = env.device.removeprefix("NVIDIA ").split()
+    device = "cpu" if not env.cuda else words[0].lower()
+    return RESULTS / f"{env.date[:10]}-{device}-{'-'.join([*args.op, *args.dtype])}.csv"
+
+
+def without_finished(cases: Sequence[shapes.Case], out: Path) -> list[shapes.Case]:
+    """The cases that a CSV has no row of yet."""
+    if not out.exists():
+        return list(cases)
+    frame = records.read([out])
+    key = ["op", "dtype", "num_tokens", "hidden_size"]
+    finished = {shapes.Case(*row) for row in frame[key].itertuples(index=False)}
+    return [case for case in cases if case not in finished]
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Run what the arguments ask for; 0 when every cell was reached."""
+    device = torch.device(args.device)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            console.print("no CUDA device here; the CPU operator: --device cpu", style="red")
+            return 2
+        torch.cuda.set_device(device)
+        device = torch.device("cuda", torch.cuda.current_device())
+    torch.set_grad_enabled(False)
+    try:
+        cases = cases_of(args, device)
+    except ValueError as error:
+        console.print(str(error), style="red", markup=False)
+        return 2
+    names = args.providers or providers.default_names(device)
+    bench = cell.Bench.on(device, args.repeats, args.protocol)
+    out = args.out or default_out(bench.environment, args)
+    if args.resume:
+        cases = without_finished(cases, out)
+    started = time.monotonic()
+    loaded, unavailable = providers.load_all(names, device)
+    for reason in unavailable.values():
+        console.print(f"skipped: {reason}", markup=False, highlight=False)
+    console.print(f"{bench.environment.device}, commit {bench.environment.commit}, to {out}")
+    reporter = terminal.Reporter(console)
+    if args.compile_seconds > 0:
+        total = len(compile_ahead.tasks(loaded, cases))
+        with reporter.phase("compiling ahead", total):
+            compile_ahead.run(
+                loaded,
+                cases,
+                device,
+                args.compile_seconds,
+                advance=lambda name, done, total: reporter.step(
+                    done, f"{name}, {time.monotonic() - started:.0f} s", done % 20 == 0
+                ),
+            )
+    # Everything imported so far stays; collecting it again and again would cost a second a cell.
+    gc.collect()
+    gc.freeze()
+    rows, left = _measure(args, bench, cases, loaded, unavailable, out, started, reporter)
+    frame = pd.DataFrame([asdict(row) for row in rows], columns=records.COLUMNS)
+    terminal.print_results(console, frame)
+    console.print(f"{len(rows)} rows in {out}, {time.monotonic() - started:.0f} s")
+    if left:
+        console.print(f"time limit: {left} cells left, run again with --resume", style="yellow")
+    return 1 if left else 0
+
+
+def _measure(
+    args: argparse.Namespace,
+    bench: cell.Bench,
+    cases: Sequence[shapes.Case],
+    loaded: Sequence[providers.Provider],
+    unavailable: dict[str, str],
+    out: Path,
+    started: float,
+    reporter: terminal.Reporter,
+) -> tuple[list[records.Row], int]:
+    """Measure the cases; the rows, and how many cases the time limit left out."""
+    rows: list[records.Row] = []
+    writer = records.Writer(out)
+    try:
+        with reporter.phase("measuring", len(cases)):
+            for index, case in enumerate(cases):
+                if args.time_limit and time.monotonic() - started > args.time_limit:
+                    return rows, len(cases) - index
+                measured = cell.run(bench, case, loaded, unavailable)
+                writer.write(measured)
+                rows += measured
+                reporter.step(index + 1, terminal.summary_of(measured))
+    finally:
+        writer.close()
+    return rows, 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    # A log file has no width of its own; the table of the whole grid needs this much.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    handler = RichHandler(console=console, show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    return run(parser().parse_args(arguments), console)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
