@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""Serve a model with vLLM, with and without hp_norm_plugin, and compare.
+
+    python examples/serve_llama.py                      # the default comparison for this machine
+    python examples/serve_llama.py --model Qwen3-8B     # an architecture of examples/models
+    python examples/serve_llama.py --model /path/to/checkpoint --batch-sizes 1 32
+
+Two engines, plugin off and on, are alive at the same time and measured in turn. Exits with 0 when
+the operator ran, 1 when it did not, 2 when something could not start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from serving import models, offline, report
+from serving.client import EngineError
+
+
+def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
+    """Parse the command line; the defaults depend on whether there is a GPU."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("mode", nargs="?", choices=["offline"], default="offline")
+    add(
+        "--model",
+        default="Llama-3.1-8B" if gpu else "tiny-llama",
+        help="a name of examples/models, a directory, or a hub name",
+    )
+    add("--plugin", default="auto", choices=["auto", "ir", "layer"], help="HP_NORM_PLUGIN when on")
+    add("--batch-sizes", type=int, nargs="+", default=[1, 8, 32, 128] if gpu else [1, 4])
+    add("--input-len", type=int, default=128 if gpu else 16)
+    add("--output-len", type=int, default=129 if gpu else 17)
+    add("--prefill-batch", type=int, default=8 if gpu else 2, help="0: no prefill measurement")
+    add("--prefill-len", type=int, default=1024 if gpu else 128)
+    add("--repeats", type=int, default=6 if gpu else 3, help="pairs off, on of each workload")
+    add("--warmup", type=int, default=1, help="pairs before them that are not counted")
+    add("--quantization", default=None, help="vLLM's, such as fp8 (online)")
+    add(
+        "--may-stand-aside",
+        action="store_true",
+        help="exit with 0 even when the plugin leaves every norm to vLLM",
+    )
+    add("--enforce-eager", action="store_true", help="no compilation, no CUDA graphs")
+    add("--profile-all", action="store_true", help="profile every batch size, not the first alone")
+    add("--memory", type=float, default=0.45, help="gpu_memory_utilization of each engine")
+    add("--kv-cache-gib", type=float, default=12.0 if gpu else 0.5)
+    add("--max-model-len", type=int, default=None)
+    add("--seed", type=int, default=0)
+    add("--out", default="serve_llama_out", help="directory for the JSON and the logs")
+    args = parser.parse_args(argv)
+    args.gpu = gpu
+    if args.output_len < 2:
+        parser.error("--output-len: must be at least 2, got " + str(args.output_len))
+    if min(args.batch_sizes) < 1 or args.repeats < 1:
+        parser.error("--batch-sizes and --repeats: must be at least 1")
+    return args
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the comparison and return the exit status."""
+    console = Console()
+    args = parse(argv, has_gpu())
+    try:
+        model = models.resolve(args.model)
+        result = offline.run(model, args)
+    except (EngineError, ValueError) as error:
+        Console(stderr=True).print(f"[red]{error}[/red]", highlight=False)
+        return 2
+    ran, sentence = offline.verdict(result)
+    result |= {"verdict": sentence, "operator_ran": ran, "arguments": vars(args)}
+    path = Path(args.out) / "serve_llama.json"
+    report.write_json(path, result)
+    state = result["state"]["on"]
+    where = "GPU" if args.gpu else "CPU"
+    title = f"{model.name}, vLLM {state['vllm']}, {where}: plugin off against on"
+    report.print_offline(console, title, result)
+    console.print(f"{state['reason']}\n{sentence}\nwritten to {path}", highlight=False)
+    return 0 if ran or args.may_stand_aside else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

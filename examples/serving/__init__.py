@@ -1,0 +1,1 @@
+"""The parts of examples/serve_llama.py."""

@@ -1,0 +1,150 @@
+"""One vLLM engine in a process of its own, driven by JSON lines.
+
+Started by `serving.client` as `python engine.py REPLY_FD CONFIG`. Commands come on stdin, one JSON
+object a line; each gets one reply on the descriptor REPLY_FD, since vLLM writes to stdout.
+Two engines, plugin off and on, can then be alive at once and be measured in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections import defaultdict
+from typing import Any
+
+
+class Engine:
+    """An `LLM` and the measurements on it."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        from vllm import LLM
+
+        started = time.perf_counter()
+        self.vocab_size = 0
+        self.llm = LLM(**config["llm"])
+        self.vocab_size = self.llm.llm_engine.vllm_config.model_config.get_vocab_size()
+        if config["fill_weights"]:
+            self.llm.collective_rpc("hp_norm_fill_weights", args=(config["seed"],))
+        self.start_seconds = time.perf_counter() - started
+
+    def state(self) -> dict[str, Any]:
+        """Versions, and what the worker says about the plugin and its graph."""
+        import torch
+        import vllm
+
+        worker = self.llm.collective_rpc("hp_norm_state")[0]
+        return {
+            "vllm": vllm.__version__,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "start_seconds": self.start_seconds,
+            **worker,
+        }
+
+    def measure(
+        self, batch: int, input_len: int, output_len: int, seed: int, repeat: int = 1
+    ) -> dict[str, Any]:
+        """Seconds for the first token and for all tokens of one batch; greedy, eos ignored.
+
+        `repeat` asks for several measurements in a row; `tokens` are those of the last.
+        """
+        prompts = self._prompts(batch, input_len, seed)
+        first, last, tokens = [], [], []
+        for _ in range(repeat):
+            first.append(self._seconds(prompts, 1)[0])
+            if output_len > 1:
+                seconds, tokens = self._seconds(prompts, output_len)
+                last.append(seconds)
+        return {"first_token_s": first, "all_tokens_s": last, "tokens": tokens}
+
+    def profile(self, batch: int, input_len: int, output_len: int, seed: int) -> dict[str, Any]:
+        """Kernels (on a CPU: operators) of the decode steps alone.
+
+        Two profiles, of one token and of all, are subtracted: what is left is `output_len - 1`
+        decode steps without the prefill.
+        """
+        prompts = self._prompts(batch, input_len, seed)
+        by_name: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
+        for tokens, sign in ((1, -1), (output_len, 1)):
+            self.llm.collective_rpc("hp_norm_profile_start")
+            self._seconds(prompts, tokens)
+            for row in self.llm.collective_rpc("hp_norm_profile_stop")[0]:
+                by_name[row["name"]][0] += sign * row["count"]
+                by_name[row["name"]][1] += sign * row["time_us"]
+        kernels = [
+            {"name": name, "count": int(count), "time_us": time_us}
+            for name, (count, time_us) in by_name.items()
+            if count > 0
+        ]
+        kernels.sort(key=lambda row: -row["time_us"])
+        return {"decode_steps": output_len - 1, "kernels": kernels}
+
+    def score(self, tokens: list[int]) -> dict[str, Any]:
+        """The most likely token at every position of a given text, and its log-probability.
+
+        Unlike generated text, one different token does not change all that follow.
+        """
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, prompt_logprobs=1, detokenize=False)
+        out = self.llm.generate([{"prompt_token_ids": tokens}], params, use_tqdm=False)[0]
+        best, logprobs = [], []
+        for position in out.prompt_logprobs[1:]:
+            token, entry = max(position.items(), key=lambda item: item[1].logprob)
+            best.append(int(token))
+            logprobs.append(float(entry.logprob))
+        return {"best": best, "logprobs": logprobs}
+
+    def _prompts(self, batch: int, length: int, seed: int) -> list[dict[str, list[int]]]:
+        import random
+
+        draw = random.Random(seed)
+        return [
+            {"prompt_token_ids": [draw.randrange(3, self.vocab_size) for _ in range(length)]}
+            for _ in range(batch)
+        ]
+
+    def _seconds(self, prompts: list[Any], max_tokens: int) -> tuple[float, list[list[int]]]:
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False
+        )
+        started = time.perf_counter()
+        outputs = self.llm.generate(prompts, params, use_tqdm=False)
+        seconds = time.perf_counter() - started
+        return seconds, [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def main() -> int:
+    """Serve commands until stdin closes or `quit`."""
+    reply = os.fdopen(int(sys.argv[1]), "w", buffering=1)
+
+    def answer(message: dict[str, Any]) -> None:
+        reply.write(json.dumps(message) + "\n")
+
+    try:
+        engine = Engine(json.loads(sys.argv[2]))
+    except Exception as error:
+        traceback.print_exc()
+        answer({"error": f"{type(error).__name__}: {error}"})
+        return 1
+    answer({"ready": engine.start_seconds})
+    for line in sys.stdin:
+        command = json.loads(line)
+        method = command.pop("do")
+        if method == "quit":
+            break
+        try:
+            answer({"result": getattr(engine, method)(**command)})
+        except Exception as error:
+            traceback.print_exc()
+            answer({"error": f"{type(error).__name__}: {error}"})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

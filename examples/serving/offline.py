@@ -1,0 +1,221 @@
+"""Offline comparison: two engines, plugin off and on, measured in turn in one run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from serving import stats
+from serving.client import EngineClient, child_environment
+from serving.models import Model
+
+OFF = "off"
+ON = "on"
+ENGINE_TIMEOUT = 900.0
+
+
+def engine_config(model: Model, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the configuration that both engines get: only the plugin's flag differs."""
+    from hp_norm_plugin.vllm.probe import WORKER_EXTENSION
+
+    batches = sorted({*args.batch_sizes, args.prefill_batch})
+    longest = max(args.input_len + args.output_len, args.prefill_len + 1)
+    # Batches that a CUDA graph holds exactly, and no others: capturing the default list of sizes
+    # would be most of the start.
+    compilation: dict[str, Any] = {"cudagraph_capture_sizes": batches} if args.gpu else {}
+    if args.quantization is None:
+        # Asking for another norm turns vLLM's norm + quantisation pass on. An unquantised model
+        # has nothing for it to match; fixed here, both engines compile with the same passes.
+        compilation["pass_config"] = {"fuse_norm_quant": False}
+    llm: dict[str, Any] = {
+        "model": model.path,
+        "skip_tokenizer_init": model.num_layers is not None,
+        "load_format": model.load_format,
+        "dtype": "bfloat16",
+        "seed": args.seed,
+        "max_model_len": args.max_model_len or -(-longest // 16) * 16,
+        "max_num_seqs": max(batches),
+        "max_num_batched_tokens": max(args.prefill_batch * args.prefill_len, 2048),
+        "enable_prefix_caching": False,
+        "kv_cache_memory_bytes": int(args.kv_cache_gib * 2**30),
+        "worker_extension_cls": WORKER_EXTENSION,
+        "compilation_config": compilation,
+        "disable_log_stats": True,
+    }
+    if args.gpu:
+        llm["gpu_memory_utilization"] = args.memory
+    if args.quantization:
+        llm["quantization"] = args.quantization
+    if args.enforce_eager:
+        llm["enforce_eager"] = True
+    return {"llm": llm, "fill_weights": model.random_weights, "seed": args.seed}
+
+
+def start_both(
+    stack: contextlib.ExitStack, model: Model, args: argparse.Namespace, progress: Progress
+) -> dict[str, EngineClient]:
+    """Start the engines: at once on a GPU machine, one after the other on a CPU."""
+    config = engine_config(model, args)
+    engines: dict[str, EngineClient] = {}
+    # On a CPU the engine runs inside the one process: three would each load torch and vLLM, which
+    # is most of a tiny model's start.
+    extra = {} if args.gpu else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    task = progress.add_task("starting", total=2)
+    for name, plugin in ((OFF, "0"), (ON, args.plugin)):
+        log = Path(args.out) / f"engine_{name}.log"
+        client = EngineClient(name, config, child_environment(plugin, extra), log)
+        engines[name] = stack.enter_context(client)
+        if not args.gpu:
+            _wait(client, progress, task)
+            client.pause()
+    if args.gpu:
+        for client in engines.values():
+            _wait(client, progress, task)
+    progress.update(task, visible=False)
+    return engines
+
+
+def _wait(client: EngineClient, progress: Progress, task: Any) -> None:
+    started = time.monotonic()
+
+    def tick() -> None:
+        seconds = time.monotonic() - started
+        progress.update(task, description=f"loading engine {client.name} ({seconds:.0f} s)")
+
+    client.wait_until_ready(ENGINE_TIMEOUT, tick)
+    progress.update(task, advance=1)
+
+
+@contextlib.contextmanager
+def alone(engine: EngineClient, args: argparse.Namespace) -> Iterator[EngineClient]:
+    """Let one engine run; on a CPU the other is paused meanwhile."""
+    if args.gpu:
+        yield engine
+        return
+    engine.resume()
+    try:
+        yield engine
+    finally:
+        engine.pause()
+
+
+def measure(
+    engines: dict[str, EngineClient], args: argparse.Namespace, progress: Progress
+) -> list[dict[str, Any]]:
+    """Measure every workload on both engines, off and on in turn; one row a workload."""
+    workloads = [
+        {"kind": "decode", "batch": batch, "input_len": args.input_len,
+         "output_len": args.output_len}
+        for batch in args.batch_sizes
+    ]  # fmt: skip
+    if args.prefill_batch:
+        workloads.append(
+            {"kind": "prefill", "batch": args.prefill_batch, "input_len": args.prefill_len,
+             "output_len": 1}
+        )  # fmt: skip
+    task = progress.add_task("measuring", total=len(workloads) * (args.repeats + 1) * 2)
+    rows = []
+    for work in workloads:
+        request = {k: v for k, v in work.items() if k != "kind"}
+        runs: dict[str, Any] = {
+            name: {"first_token_s": [], "all_tokens_s": [], "tokens": []} for name in engines
+        }
+        for repeat in range(-args.warmup, args.repeats):
+            for name, engine in engines.items():
+                progress.update(
+                    task, description=f"{work['kind']} batch {work['batch']}, plugin {name}"
+                )
+                with alone(engine, args):
+                    result = engine.ask("measure", seed=args.seed, **request)
+                if repeat >= 0:
+                    runs[name]["first_token_s"] += result["first_token_s"]
+                    runs[name]["all_tokens_s"] += result["all_tokens_s"]
+                    runs[name]["tokens"].append(result["tokens"])
+                progress.update(task, advance=1)
+        rows.append(summarise(work, runs))
+    progress.update(task, visible=False)
+    return rows
+
+
+def summarise(work: dict[str, Any], runs: dict[str, Any]) -> dict[str, Any]:
+    """Turn one workload's raw runs into a row: medians, ratios, and whether the tokens agree."""
+    row: dict[str, Any] = {**work, "repeats": len(runs[OFF]["first_token_s"])}
+    first = {name: run["first_token_s"] for name, run in runs.items()}
+    row["ttft_s"] = {name: stats.median(values) for name, values in first.items()}
+    row["ttft_ratio"], row["ttft_spread"] = stats.paired_ratio(first[ON], first[OFF])
+    if work["output_len"] > 1:
+        tpot = {
+            name: stats.time_per_output_token(run, work["output_len"]) for name, run in runs.items()
+        }
+        row["tpot_s"] = {name: stats.median(values) for name, values in tpot.items()}
+        row["tpot_ratio"], row["tpot_spread"] = stats.paired_ratio(tpot[ON], tpot[OFF])
+        row["tokens_off_on"] = stats.same_tokens(runs[OFF]["tokens"][-1], runs[ON]["tokens"][-1])
+        row["tokens_off_off"] = stats.same_tokens(runs[OFF]["tokens"][0], runs[OFF]["tokens"][-1])
+    row["raw"] = {
+        name: {k: run[k] for k in ("first_token_s", "all_tokens_s")} for name, run in runs.items()
+    }
+    return row
+
+
+def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
+    """Start both engines, measure, profile, compare.
+
+    Returns
+    -------
+    dict
+        `rows` as `summarise` makes them, `profiles` of one decode each, and `state` of both
+        engines.
+
+    Raises
+    ------
+    EngineError
+        An engine did not start or died.
+    """
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(Progress(*columns, transient=True))
+        engines = start_both(stack, model, args, progress)
+        state = {}
+        for name, engine in engines.items():
+            with alone(engine, args):
+                state[name] = engine.ask("state")
+        rows = measure(engines, args, progress)
+        profiles = []
+        for batch in args.batch_sizes if args.profile_all else args.batch_sizes[:1]:
+            for name, engine in engines.items():
+                with alone(engine, args):
+                    profile = engine.ask(
+                        "profile", batch=batch, input_len=args.input_len, seed=args.seed,
+                        output_len=min(args.output_len, 17),
+                    )  # fmt: skip
+                profiles.append({"plugin": name, "batch": batch, **profile})
+    for profile in profiles:
+        profile["summary"] = stats.norm_share(profile)
+        profile["kernels"] = profile["kernels"][:20]
+    return {"rows": rows, "profiles": profiles, "state": state}
+
+
+def verdict(result: dict[str, Any]) -> tuple[bool, str]:
+    """Return whether the operator ran with the plugin on, and not with it off; and one sentence."""
+    calls = {
+        name: max(
+            p["summary"]["hp_norm_per_step"] for p in result["profiles"] if p["plugin"] == name
+        )
+        for name in (OFF, ON)
+    }
+    state = result["state"][ON]
+    if calls[OFF] > 0:
+        return False, f"the operator ran {calls[OFF]:g} times a step with the plugin off"
+    if calls[ON] == 0:
+        left = "; ".join(f"{n} {why}" for why, n in state["layers"].items() if why != "operator")
+        return False, f"the operator did not run: {state['reason']}" + (f"; {left}" if left else "")
+    return True, (
+        f"the operator ran {calls[ON]:g} times a decode step "
+        f"({state['layers'].get('operator', 0)} norm layers on it), 0 times with the plugin off"
+    )

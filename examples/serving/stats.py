@@ -1,0 +1,73 @@
+"""Medians, spreads, and what a profile says about norm kernels."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+# Our kernels and operators carry the namespace hp_norm; Inductor names a kernel after the
+# operations that it fused, and a norm is the only one of a transformer with rsqrt in it.
+OURS = re.compile(r"hp_norm")
+NORM = re.compile(r"hp_norm|rsqrt|rms_?norm|RMSNorm", re.IGNORECASE)
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the median."""
+    return statistics.median(values)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Return half the distance between the quartiles over the median: a robust relative error."""
+    if len(values) < 3:
+        return (max(values) - min(values)) / 2 / median(values)
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return (high - low) / 2 / median(values)
+
+
+def paired_ratio(on: Sequence[float], off: Sequence[float]) -> tuple[float, float]:
+    """Return the median of on/off over the interleaved pairs, and its spread.
+
+    Neighbours in time are compared, so that a clock that drifts over the run cancels.
+    """
+    ratios = [a / b for a, b in zip(on, off, strict=True)]
+    return median(ratios), spread(ratios)
+
+
+def time_per_output_token(run: dict[str, Any], output_len: int) -> list[float]:
+    """Return TPOT in seconds of each repeat: the time after the first token, per further token."""
+    return [
+        (last - first) / (output_len - 1)
+        for first, last in zip(run["first_token_s"], run["all_tokens_s"], strict=True)
+    ]
+
+
+def norm_share(profile: dict[str, Any]) -> dict[str, float]:
+    """Sum a decode profile: time a step, the norms' part of it, our kernels and their number."""
+    steps = profile["decode_steps"]
+    kernels = profile["kernels"]
+
+    def total(pattern: re.Pattern[str] | None, field: str) -> float:
+        rows = [row for row in kernels if pattern is None or pattern.search(row["name"])]
+        return sum(row[field] for row in rows) / steps
+
+    return {
+        "kernel_us_per_step": total(None, "time_us"),
+        "norm_us_per_step": total(NORM, "time_us"),
+        "norms_per_step": total(NORM, "count"),
+        "hp_norm_us_per_step": total(OURS, "time_us"),
+        "hp_norm_per_step": total(OURS, "count"),
+    }
+
+
+def same_tokens(a: Sequence[Sequence[int]], b: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Compare two greedy generations of the same prompts, token by token."""
+    pairs = [pair for rows in zip(a, b, strict=True) for pair in zip(*rows, strict=True)]
+    rows_equal = sum(list(x) == list(y) for x, y in zip(a, b, strict=True))
+    return {
+        "share_equal": sum(x == y for x, y in pairs) / max(1, len(pairs)),
+        "sequences_equal": rows_equal,
+        "sequences": len(a),
+        "tokens": len(pairs),
+    }

@@ -1,0 +1,101 @@
+"""The environment flags of hp_norm_plugin, in one table.
+
+Only flags that are read at run time live here; those of the build (`HP_NORM_CUDA`,
+`HP_NORM_CUDA_ARCHS`) belong to setup.py. Reading a flag never raises and never logs: the caller
+gets the value to use and, where the variable held something unknown, one sentence that says so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One environment variable: its values, its default, and what an unknown value becomes."""
+
+    name: str
+    values: tuple[str, ...]
+    default: str
+    on_unknown: str
+    meaning: str
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A flag's effective value, whether the user set it, and a warning for an unknown value."""
+
+    value: str
+    is_set: bool
+    warning: str | None = None
+
+
+PLUGIN = Flag(
+    name="HP_NORM_PLUGIN",
+    values=("auto", "ir", "layer", "0"),
+    default="auto",
+    # Whoever sets the flag to a word we do not know was most likely turning something off or
+    # down; vLLM's own norm is the state that cannot surprise anyone.
+    on_unknown="0",
+    meaning="which vLLM adapter runs: auto takes what the installed vLLM has, 0 is off",
+    aliases={"1": "auto", "on": "auto", "true": "auto", "off": "0", "false": "0", "no": "0"},
+)
+
+ROUNDING = Flag(
+    name="HP_NORM_ROUNDING",
+    values=("auto", "once", "before_weight"),
+    default="auto",
+    on_unknown="auto",
+    meaning="when the normalised value is rounded: auto is each adapter's constant, once is after "
+    "the weight, before_weight is the order of Hugging Face Llama",
+)
+
+SCOPE = Flag(
+    name="HP_NORM_SCOPE",
+    values=("auto", "fused", "all"),
+    default="auto",
+    on_unknown="auto",
+    meaning="which norms of a compiled graph run on the operator: auto follows the measured rules, "
+    "fused only those with a residual, all every norm that the kernel can take",
+)
+
+FLAGS: tuple[Flag, ...] = (PLUGIN, ROUNDING, SCOPE)
+
+
+def read_flag(flag: Flag, environ: Mapping[str, str] | None = None) -> Reading:
+    """Return the effective value of one flag.
+
+    Parameters
+    ----------
+    flag
+        One of `FLAGS`.
+    environ
+        Where to look; `os.environ` if None.
+
+    Returns
+    -------
+    Reading
+        `value` is one of `flag.values`. `warning` is None, or one sentence when the variable
+        holds a value that is not in the table and `flag.on_unknown` was taken instead.
+    """
+    raw = (os.environ if environ is None else environ).get(flag.name)
+    if raw is None or not raw.strip():
+        return Reading(flag.default, is_set=False)
+    word = raw.strip().lower()
+    word = flag.aliases.get(word, word)
+    if word in flag.values:
+        return Reading(word, is_set=True)
+    known = ", ".join([*flag.values, *flag.aliases])
+    return Reading(
+        flag.on_unknown,
+        is_set=True,
+        warning=f"{flag.name}={raw!r} is not one of {known}; using {flag.on_unknown}",
+    )
+
+
+def read_all(environ: Mapping[str, str] | None = None) -> dict[str, Reading]:
+    """Return every flag's reading by its name."""
+    return {flag.name: read_flag(flag, environ) for flag in FLAGS}

@@ -1,0 +1,141 @@
+"""The vLLM plugin: `register` is the entry point of the group `vllm.general_plugins`.
+
+vLLM calls it in every process (API server, engine core, workers), possibly more than once, and an
+exception in it would end the process. So it never raises: whatever goes wrong leaves vLLM's own
+norm in place and says so in one line.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from hp_norm_plugin import settings
+from hp_norm_plugin.gpu import library_covers
+from hp_norm_plugin.vllm.host import Host, detect
+
+# A child of vLLM's logger, so that the lines appear with vLLM's own format and level.
+logger = logging.getLogger("vllm.hp_norm")
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What `register` did in this process."""
+
+    adapter: str | None  # "ir", "layer", or None: vLLM's own norm runs
+    reason: str  # the log line without its prefix
+
+
+_registration: Registration | None = None
+
+
+def registration() -> Registration | None:
+    """Return what `register` did in this process, or None before its first call."""
+    return _registration
+
+
+def register() -> None:
+    """Attach the operator to the installed vLLM, as `HP_NORM_PLUGIN` says; never raises."""
+    global _registration
+    if _registration is not None:
+        return
+    try:
+        _registration = _register()
+    except Exception as error:
+        logger.exception("hp_norm: registration failed; vLLM's own norm runs")
+        _registration = Registration(None, f"registration failed: {error!r}")
+    else:
+        level = logging.INFO if _registration.adapter or _is_off() else logging.WARNING
+        logger.log(level, "hp_norm: %s", _registration.reason)
+
+
+def _is_off() -> bool:
+    reading = settings.read_flag(settings.PLUGIN)
+    return reading.value == "0" and reading.warning is None
+
+
+def _register() -> Registration:
+    from hp_norm_plugin.vllm import compile_cache
+
+    warnings = [reading.warning for reading in settings.read_all().values() if reading.warning]
+    mode = settings.read_flag(settings.PLUGIN).value
+    compile_cache.register_in_key("off")
+    if mode == "0":
+        why = "; ".join(warnings) or f"{settings.PLUGIN.name}=0"
+        return Registration(None, f"off ({why})")
+    for warning in warnings:
+        logger.warning("hp_norm: %s", warning)
+
+    found = detect()
+    adapter = _choose(mode, found)
+    problem = _library_problem(found)
+    if adapter == "ir":
+        from hp_norm_plugin.vllm import ir_provider
+
+        ir_provider.register_providers(supported=problem is None)
+    if problem is not None:
+        return Registration(None, f"vLLM's own norm runs: {problem}")
+    if adapter is None:
+        return Registration(
+            None, f"vLLM {found.version} has no place for the {mode} adapter; its own norm runs"
+        )
+    return _attach(adapter, found)
+
+
+def _choose(mode: str, found: Host) -> str | None:
+    """Return the adapter for a mode, or None when the installed vLLM has no place for it."""
+    has = {"ir": found.has_ir, "layer": found.has_layer}
+    candidates = ("ir", "layer") if mode == "auto" else (mode,)
+    return next((name for name in candidates if has[name]), None)
+
+
+def _library_problem(found: Host) -> str | None:
+    """Return why the operator cannot run on this platform, or None."""
+    if found.platform not in ("cuda", "cpu"):
+        return f"no kernel for platform {found.platform}"
+    try:
+        from hp_norm_plugin import ops
+    except Exception as error:
+        return str(error)
+    if found.platform == "cpu":
+        return None
+    status = ops.library_status()
+    if not status.cuda_loaded:
+        return status.cuda_error or "the CUDA library is not loaded"
+    sm = found.sm
+    if sm is not None and not library_covers(sm, status.cuda_archs):
+        built = ", ".join(status.cuda_archs)
+        return f"the CUDA library has no code for sm_{sm} (it has {built}); build with nvcc"
+    return None
+
+
+def _attach(adapter: str, found: Host) -> Registration:
+    from hp_norm_plugin import ops
+    from hp_norm_plugin.vllm import compile_cache, report
+
+    if adapter == "layer":
+        from hp_norm_plugin.vllm import layer
+
+        if not layer.replace_layer("RMSNorm", layer.RMSNormLayer):
+            return Registration(None, "vLLM's RMSNorm belongs to another plugin; nothing changed")
+    digest = f"{ops.library_status().digest}-{compile_cache.source_digest()}"
+    compile_cache.register_in_key(f"{adapter}-{digest}")
+    _replace_gemma()
+    report.log_after_load(adapter)
+    if adapter == "ir":
+        from hp_norm_plugin.vllm import ir_provider
+
+        ir_provider.put_first()
+    name = {"ir": "IR", "layer": "layer"}[adapter]
+    what = f"{name} adapter, fused_add_rms_norm and rms_norm on {found.target}"
+    return Registration(adapter, f"vLLM {found.version}, {what}")
+
+
+def _replace_gemma() -> None:
+    """Put Gemma's layer on the operator where it is a replaceable layer; else leave it to IR."""
+    from vllm.model_executor.layers import layernorm
+
+    if hasattr(getattr(layernorm, "GemmaRMSNorm", None), "register_oot"):
+        from hp_norm_plugin.vllm import layer
+
+        layer.replace_layer("GemmaRMSNorm", layer.GemmaRMSNormLayer)

@@ -1,0 +1,53 @@
+"""Our part of vLLM's compile-cache key.
+
+vLLM loads a compiled graph before it traces anything, by a key made of its configuration and of
+the environment variables that it knows. A graph with our nodes must not be taken by a process
+that runs without them, nor one compiled against another build of the library, so everything of
+ours that shapes a graph becomes a variable that vLLM knows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from hp_norm_plugin import settings
+
+STATE = "HP_NORM_STATE"
+
+
+def source_digest() -> str:
+    """Return a short digest of the Python files that decide what goes into a graph."""
+    package = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for path in sorted([*package.glob("*.py"), package.parent / "ops.py"]):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _value_of(flag: settings.Flag) -> Callable[[], str]:
+    return lambda: settings.read_flag(flag).value
+
+
+def register_in_key(state: str) -> None:
+    """Add the flags and `state` to the environment variables that vLLM hashes.
+
+    Parameters
+    ----------
+    state
+        "off", or the adapter and the digests of the library and the sources. It is kept under
+        `HP_NORM_STATE`, which is no flag: nobody sets it.
+
+    Raises
+    ------
+    AttributeError
+        This vLLM has no such table; the caller must then leave the plugin off, because a toggle
+        could run the other setting's graph.
+    """
+    from vllm import envs
+
+    for flag in settings.FLAGS:
+        envs.environment_variables[flag.name] = _value_of(flag)
+    envs.environment_variables[STATE] = lambda: state

@@ -1,0 +1,149 @@
+"""The operator as a provider of vLLM's IR ops (vLLM 0.21 to 0.33).
+
+vLLM lowers its IR nodes after its fusion passes, so whatever those fuse (all-reduce + norm,
+norm + quantisation, q/k norm + rope) never comes here; what is left does. A provider is chosen by
+priority: ours is put first by wrapping the platform's default, and steps back call by call
+through `supports_args`.
+
+This module is imported only where vLLM has its IR. It has no `from __future__ import
+annotations`: vLLM infers the op schema from the annotations.
+"""
+
+import functools
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hp_norm_plugin import settings
+from hp_norm_plugin.vllm import policy
+
+logger = logging.getLogger("vllm.hp_norm")
+
+# Two names for two situations, because a provider may not look at global state and vLLM passes
+# only the priority list on to its workers: the first steps back where Inductor does better by
+# fusing, the second is for graphs that nothing else would fuse.
+COMPILED = "hp_norm"
+EAGER = "hp_norm_eager"
+OPS = ("rms_norm", "fused_add_rms_norm")
+
+# vLLM's native code writes "round, then times weight", but Inductor, which compiles it by default,
+# keeps float32 between the two, so one rounding is the nearest to what a user has without us.
+# tests/vllm/test_rounding.py measures it.
+ROUND_BEFORE_WEIGHT = False
+
+_rounding = settings.read_flag(settings.ROUNDING).value
+_round_before_weight = ROUND_BEFORE_WEIGHT if _rounding == "auto" else _rounding == "before_weight"
+_scope = settings.read_flag(settings.SCOPE).value
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
+) -> Tensor:
+    """Provider of `vllm.ir.ops.rms_norm`; `supports_args` has excluded a variance_size."""
+    return torch.ops.hp_norm.rms_norm.default(
+        x, weight, epsilon, round_before_weight=_round_before_weight
+    )
+
+
+def fused_add_rms_norm(
+    x: Tensor,
+    x_residual: Tensor,
+    weight: Tensor | None,
+    epsilon: float,
+    variance_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Provider of `vllm.ir.ops.fused_add_rms_norm` that leaves its inputs as they are.
+
+    Functional on purpose: an in-place op of ours would be auto-functionalised, with a copy of
+    every buffer that crosses a piece of the graph.
+    """
+    return torch.ops.hp_norm.fused_add_rms_norm.default(
+        x, x_residual, weight, epsilon, round_before_weight=_round_before_weight
+    )
+
+
+def fused_add_rms_norm_in_place(
+    x: Tensor,
+    x_residual: Tensor,
+    weight: Tensor | None,
+    epsilon: float,
+    variance_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Provider for eager calls: x becomes the output, x_residual the new residual."""
+    torch.ops.hp_norm.fused_add_rms_norm_.default(
+        x, x_residual, weight, epsilon, round_before_weight=_round_before_weight
+    )
+    return x, x_residual
+
+
+def _takes_compiled(x, weight, epsilon, variance_size=None):
+    return policy.decline_compiled(x, None, weight, variance_size, _scope) is None
+
+
+def _takes_eager(x, weight, epsilon, variance_size=None):
+    return policy.decline(x, None, weight, variance_size) is None
+
+
+def _takes_fused_compiled(x, x_residual, weight, epsilon, variance_size=None):
+    return policy.decline_compiled(x, x_residual, weight, variance_size, _scope) is None
+
+
+def _takes_fused_eager(x, x_residual, weight, epsilon, variance_size=None):
+    return policy.decline(x, x_residual, weight, variance_size) is None
+
+
+def register_providers(*, supported: bool) -> None:
+    """Register both providers of both ops; again is a no-op.
+
+    Parameters
+    ----------
+    supported
+        Whether the operator can run in this process. With False the providers exist all the
+        same: another process may have put them in the priority list that reaches this one, where
+        vLLM skips an unsupported provider but asserts on an unknown one.
+    """
+    from vllm import ir
+
+    plans = (
+        (ir.ops.rms_norm, COMPILED, rms_norm, _takes_compiled, False),
+        (ir.ops.rms_norm, EAGER, rms_norm, _takes_eager, False),
+        (ir.ops.fused_add_rms_norm, COMPILED, fused_add_rms_norm, _takes_fused_compiled, False),
+        (ir.ops.fused_add_rms_norm, EAGER, fused_add_rms_norm_in_place, _takes_fused_eager, True),
+    )
+    for op, provider, function, supports_args, inplace in plans:
+        if provider in op.impls:
+            continue
+        kwargs = {"inplace": True} if inplace else {}
+        op.register_impl(provider, supported=supported, supports_args=supports_args, **kwargs)(
+            function
+        )
+
+
+def put_first() -> None:
+    """Wrap the platform's default priority so that the operator is asked first.
+
+    A user's own `ir_op_priority` still precedes it: vLLM appends the platform's default to it.
+    """
+    from vllm.platforms import current_platform
+
+    original = current_platform.get_default_ir_op_priority
+    if getattr(original, "puts_hp_norm_first", False):
+        return
+
+    @functools.wraps(original)
+    def with_hp_norm(vllm_config: Any) -> Any:
+        priority = original(vllm_config)
+        try:
+            if policy.stand_aside(vllm_config) is None:
+                provider = COMPILED if policy.uses_inductor(vllm_config) else EAGER
+                for name in OPS:
+                    setattr(priority, name, [provider, *getattr(priority, name)])
+        except Exception:
+            logger.exception("hp_norm: priority left as it was")
+            return original(vllm_config)
+        return priority
+
+    with_hp_norm.puts_hp_norm_first = True  # type: ignore[attr-defined]
+    type(current_platform).get_default_ir_op_priority = staticmethod(with_hp_norm)

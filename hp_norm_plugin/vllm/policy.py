@@ -1,0 +1,171 @@
+"""Which norms run on the operator: the rules, each with its reason.
+
+Every function looks at configuration or tensor metadata only: they are called with fake tensors
+while a graph is compiled, and Dynamo traces through `decline`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+X_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+MAX_HIDDEN_SIZE = 65536
+
+# A norm without a residual below this width is a per-head norm (q_norm and k_norm of Qwen3: 128,
+# Gemma 3: 256) or a latent one (kv_a_layernorm of DeepSeek: 512). Inductor fuses those with the
+# split before and the rotary embedding after them; as a kernel of their own they would be two
+# more launches a layer.
+MIN_PLAIN_HIDDEN_SIZE = 1024
+
+# Quantisation of weights alone leaves the norm's output in bf16 or fp16, so there is no
+# norm + quantisation to fuse. For every other method there is, and it is worth more: a plain swap
+# made decode of an online-FP8 Llama-3.1-8B 0.5-0.6 % slower (H200, 2026-11).
+WEIGHT_ONLY_QUANTIZATION = frozenset(
+    {
+        "awq",
+        "auto_awq",
+        "awq_marlin",
+        "auto_gptq",
+        "gptq",
+        "gptq_marlin",
+        "bitsandbytes",
+        "gguf",
+        "moe_wna16",
+        "int8_per_channel_weight_only",
+    }
+)
+
+
+def uses_inductor(vllm_config: Any) -> bool:
+    """Return whether the model's graph is compiled by Inductor, as vLLM's platforms decide it."""
+    compilation = vllm_config.compilation_config
+    mode = compilation.mode
+    return compilation.backend == "inductor" and mode is not None and int(mode) != 0
+
+
+def stand_aside(vllm_config: Any) -> str | None:
+    """Return why a whole model keeps vLLM's own norm, or None when it may run on the operator.
+
+    Parameters
+    ----------
+    vllm_config
+        vLLM's `VllmConfig`, after its defaults were applied.
+    """
+    import vllm.envs as envs
+
+    if "-rms_norm" in vllm_config.compilation_config.custom_ops:
+        return "custom_ops has -rms_norm"
+    if getattr(envs, "VLLM_BATCH_INVARIANT", False):
+        return "batch-invariant mode runs vLLM's own kernels"
+    model = vllm_config.model_config
+    quantization = None if model is None else model.quantization
+    if quantization is not None and str(quantization) not in WEIGHT_ONLY_QUANTIZATION:
+        return f"{quantization} quantisation fuses with the norm"
+    return None
+
+
+def stand_aside_as_layer(vllm_config: Any) -> str | None:
+    """Return `stand_aside`'s reason, or the fusion that an opaque node in the graph would block.
+
+    The IR adapter needs only `stand_aside`: its nodes appear after vLLM's fusion passes ran.
+    """
+    reason = stand_aside(vllm_config)
+    if reason is not None:
+        return reason
+    pass_config = vllm_config.compilation_config.pass_config
+    if vllm_config.parallel_config.tensor_parallel_size > 1 and getattr(
+        pass_config, "fuse_allreduce_rms", False
+    ):
+        return "all-reduce + norm fusion under tensor parallelism"
+    return None
+
+
+def decline(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    variance_size: int | None,
+) -> str | None:
+    """Return why the kernel cannot take this call, or None.
+
+    Parameters
+    ----------
+    x, residual
+        The inputs, shape [..., hidden_size]; residual is None for the plain norm.
+    weight
+        Shape [hidden_size], x's dtype or float32, or None.
+    variance_size
+        vLLM's `variance_size_override`: the mean is taken over that many elements only.
+    """
+    if variance_size is not None:
+        return "variance_size_override"
+    if x.dtype not in X_DTYPES:
+        return "dtype"
+    if weight is not None and (
+        (weight.dtype != x.dtype and weight.dtype != torch.float32) or weight.stride(-1) != 1
+    ):
+        return "weight"
+    if x.dim() < 2 or x.shape[-1] > MAX_HIDDEN_SIZE:
+        return "shape"
+    if not _rows_flatten(x):
+        return "strides"
+    if residual is not None and (
+        residual.dtype != x.dtype or residual.shape != x.shape or not _rows_flatten(residual)
+    ):
+        return "residual"
+    return None
+
+
+def decline_compiled(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    variance_size: int | None,
+    scope: str,
+) -> str | None:
+    """Return why a norm in a graph compiled by Inductor stays there, or None.
+
+    Parameters
+    ----------
+    x, residual, weight, variance_size
+        As for `decline`.
+    scope
+        The value of `HP_NORM_SCOPE`.
+    """
+    reason = decline(x, residual, weight, variance_size)
+    if reason is not None or scope == "all":
+        return reason
+    if residual is None:
+        if scope == "fused":
+            return "plain norm"
+        if x.dim() > 2:
+            return "per-head norm"
+        if x.shape[-1] < MIN_PLAIN_HIDDEN_SIZE:
+            return "narrow norm"
+    if weight is not None and weight.dtype != x.dtype:
+        # Gemma hands in float(weight) + 1: Inductor computes it inside the norm, and fuses the
+        # norm after a block with the add + norm before the next one.
+        return "converted weight"
+    return None
+
+
+def decline_width(
+    hidden_size: int, weight_dtype: torch.dtype | None, dtype: torch.dtype, scope: str
+) -> str | None:
+    """Return `decline_compiled`'s reason for a layer of this width, whatever its input.
+
+    For the log line, which counts layers before any of them has run.
+    """
+    if scope != "all":
+        if hidden_size < MIN_PLAIN_HIDDEN_SIZE:
+            return f"{hidden_size} wide (Inductor fuses it with its neighbours)"
+        if weight_dtype is not None and weight_dtype != dtype:
+            return "converted weight (Inductor folds it into the norm)"
+    return None
+
+
+def _rows_flatten(x: torch.Tensor) -> bool:
+    """Whether x is rows of unit stride that flatten to two dimensions without a copy."""
+    return x.stride(-1) == 1 and (x.dim() == 2 or x.is_contiguous())

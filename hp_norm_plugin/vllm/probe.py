@@ -1,0 +1,124 @@
+"""Methods for a vLLM worker that show which norm really ran: a profile by kernel name.
+
+Hand `WORKER_EXTENSION` to vLLM as `worker_extension_cls` and call the methods through
+`LLM.collective_rpc("hp_norm_profile_start")`. A count of kernels holds where a flag or a counter
+in Python would not: under torch.compile and CUDA graphs the host runs no code of ours at all. On a
+CPU the profile lists operators instead, the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+WORKER_EXTENSION = "hp_norm_plugin.vllm.probe.WorkerProbe"
+
+
+class WorkerProbe:
+    """Mixed into vLLM's worker class; every name starts with hp_norm_, so none can collide."""
+
+    def hp_norm_profile_start(self) -> None:
+        """Start a profile of this worker's kernels (on a CPU: of its operators)."""
+        activity = torch.profiler.ProfilerActivity
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+        self._hp_norm_profiler = torch.profiler.profile(
+            activities=[activity.CUDA] if on_gpu else [activity.CPU]
+        )
+        self._hp_norm_profiler.start()
+
+    def hp_norm_profile_stop(self) -> list[dict[str, Any]]:
+        """Stop the profile.
+
+        Returns
+        -------
+        list of dict
+            `name`, `count` and `time_us` (own time, summed) of each kernel, the longest first.
+        """
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+        if on_gpu:
+            torch.cuda.synchronize()
+        self._hp_norm_profiler.stop()
+        field = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+        rows = [
+            {"name": event.key, "count": event.count, "time_us": float(getattr(event, field))}
+            for event in self._hp_norm_profiler.key_averages()
+        ]
+        del self._hp_norm_profiler
+        return sorted(rows, key=lambda row: -row["time_us"])
+
+    def hp_norm_state(self) -> dict[str, Any]:
+        """Return what this worker has: the adapter, its layers, and how its graph came to be.
+
+        Returns
+        -------
+        dict
+            `adapter` and `reason` of `register`; `layers` as `report.count_layers`;
+            `priority` of each IR op; `compile`, vLLM's compile counters; `pass_config`.
+        """
+        from hp_norm_plugin.vllm import registration, report
+
+        done = registration()
+        adapter = done.adapter if done is not None else None
+        vllm_config = self.vllm_config  # type: ignore[attr-defined]
+        compilation = vllm_config.compilation_config
+        model = self.model_runner.get_model()  # type: ignore[attr-defined]
+        return {
+            "adapter": adapter,
+            "reason": done.reason if done is not None else "the plugin was not loaded",
+            "layers": report.count_layers(model, vllm_config, adapter) if adapter else {},
+            "priority": _ir_priority(),
+            "compile": _compile_counters(),
+            "mode": str(compilation.mode),
+            "cudagraph_mode": str(compilation.cudagraph_mode),
+            "cache_dir": str(getattr(compilation, "local_cache_dir", None) or ""),
+            "pass_config": {k: repr(v) for k, v in vars(compilation.pass_config).items()},
+        }
+
+    def hp_norm_fill_weights(self, seed: int) -> int:
+        """Fill a model of dummy weights with ones of a trained model's size, the same per seed.
+
+        vLLM's dummy weights are about 1e-3 everywhere, norms included: eps outweighs the
+        variance, and a norm that did nothing would not be noticed.
+
+        Returns
+        -------
+        int
+            How many tensors were filled. Quantised tensors are left.
+        """
+        model = self.model_runner.get_model()  # type: ignore[attr-defined]
+        filled = 0
+        with torch.no_grad():
+            for index, (name, value) in enumerate(sorted(model.named_parameters())):
+                if value.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+                    continue
+                generator = torch.Generator(device=value.device).manual_seed(seed + index)
+                noise = torch.empty_like(value).normal_(0.0, 1.0, generator=generator)
+                if value.dim() == 1 and "norm" in name:
+                    gemma = "Gemma" in type(model).__name__
+                    value.copy_(noise.mul_(0.1).add_(0.0 if gemma else 1.0))
+                elif value.dim() >= 2:
+                    value.copy_(noise.mul_(0.02))
+                else:
+                    continue
+                filled += 1
+        return filled
+
+
+def _ir_priority() -> dict[str, list[str]]:
+    try:
+        from vllm import ir
+    except ImportError:  # this vLLM has no IR
+        return {}
+    return {
+        name: getattr(ir.ops, name).get_priority() for name in ("rms_norm", "fused_add_rms_norm")
+    }
+
+
+def _compile_counters() -> dict[str, int]:
+    try:
+        from vllm.compilation.counter import compilation_counter
+    except ImportError:  # an internal module; its absence only leaves the table empty
+        return {}
+    return {k: int(v) for k, v in dataclasses.asdict(compilation_counter).items()}

@@ -1,0 +1,88 @@
+"""One log line for a loaded model: how many of its norm layers run on the operator, and why not."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import Counter
+from typing import Any
+
+import torch
+
+from hp_norm_plugin import settings
+from hp_norm_plugin.vllm import policy
+
+logger = logging.getLogger("vllm.hp_norm")
+
+
+def count_layers(model: torch.nn.Module, vllm_config: Any, adapter: str) -> dict[str, int]:
+    """Count a model's norm layers by where they run.
+
+    Parameters
+    ----------
+    model
+        A model that vLLM built.
+    vllm_config
+        Its configuration.
+    adapter
+        "ir" or "layer".
+
+    Returns
+    -------
+    dict
+        "operator" and, for those left to vLLM, the reason, each with its number of layers.
+    """
+    from vllm.model_executor.layers import layernorm
+
+    gemma = getattr(layernorm, "GemmaRMSNorm", ())
+    whole = policy.stand_aside if adapter == "ir" else policy.stand_aside_as_layer
+    reason = whole(vllm_config)
+    compiled = policy.uses_inductor(vllm_config)
+    scope = settings.read_flag(settings.SCOPE).value
+    dtype = vllm_config.model_config.dtype
+    counts: Counter[str] = Counter()
+    for module in model.modules():
+        if not isinstance(module, (layernorm.RMSNorm, gemma)):
+            continue
+        why = reason
+        if why is None and getattr(module, "variance_size_override", None) is not None:
+            why = "variance_size_override"
+        if why is None and compiled:
+            weight_dtype = torch.float32 if isinstance(module, gemma) else module.weight.dtype
+            why = policy.decline_width(module.weight.numel(), weight_dtype, dtype, scope)
+        counts[why or "operator"] += 1
+    return dict(counts)
+
+
+def describe(model_name: str, counts: dict[str, int]) -> str:
+    """Return the log line for `count_layers`' result."""
+    on = f"{counts.get('operator', 0)} of {sum(counts.values())} norm layers on the operator"
+    left = [f"{n} left to vLLM: {why}" for why, n in counts.items() if why != "operator"]
+    return "; ".join([f"hp_norm: {model_name}: {on}", *left])
+
+
+def log_after_load(adapter: str) -> None:
+    """Log the line each time vLLM has loaded a model in this process.
+
+    Counting needs the built model, and no plugin hook offers it, so the loader's base class is
+    wrapped. A loader that overrides `load_model` goes unreported, nothing else.
+    """
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+    original = BaseModelLoader.load_model
+    if getattr(original, "reports_hp_norm", False):
+        return
+
+    @functools.wraps(original)
+    def load_model(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        model = original(self, vllm_config, *args, **kwargs)
+        try:
+            counts = count_layers(model, vllm_config, adapter)
+            if counts:
+                logger.info("%s", describe(type(model).__name__, counts))
+        except Exception:
+            logger.exception("hp_norm: the model's norm layers could not be counted")
+        return model
+
+    load_model.reports_hp_norm = True  # type: ignore[attr-defined]
+    BaseModelLoader.load_model = load_model
