@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from benchmarks import stats
+from benchmarks import stats, timing
 from benchmarks.providers import COPY, CPU_PEERS, OURS, PEERS
 from benchmarks.records import KEY, OK
 from benchmarks.shapes import BANDS, Band
@@ -14,6 +14,11 @@ from benchmarks.shapes import BANDS, Band
 # The spread that a single cell may show; the means are allowed none.
 CELL_SPREAD = 0.02
 MAX_FP16_OVER_BF16 = 1.03
+
+
+def default_protocol(frame: pd.DataFrame) -> pd.DataFrame:
+    """Keep the rows timed under the protocol that their number of tokens is judged by."""
+    return frame[frame["protocol"] == frame["num_tokens"].map(timing.protocol_for)]
 
 
 def latest(frame: pd.DataFrame) -> pd.DataFrame:

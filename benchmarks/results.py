@@ -1,0 +1,57 @@
+"""The committed results: which rows a report is made of, and where the rows of a device are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks import analysis, records
+
+DEFAULT_DEVICE = "H200"
+
+
+def short_name(device: str) -> str:
+    """``H100`` for ``NVIDIA H100 80GB HBM3``; ``CPU`` for what is not an NVIDIA GPU."""
+    words = device.split()
+    return words[1] if len(words) > 1 and words[0] == "NVIDIA" else "CPU"
+
+
+@dataclass(frozen=True)
+class Results:
+    """The rows of one device and the cells in which we can be compared with a peer."""
+
+    device: str
+    rows: pd.DataFrame
+    cells: pd.DataFrame
+
+    def part(self, op: str, dtype: str) -> pd.DataFrame:
+        """The cells of one operator and dtype, under the protocol their size is judged by."""
+        cells = self.cells
+        return cells[(cells["op"] == op) & (cells["dtype"] == dtype)]
+
+    def times(self, op: str, dtype: str) -> pd.DataFrame:
+        """Microseconds by (num_tokens, hidden_size), one column per provider."""
+        rows = self.rows
+        chosen = rows[(rows["op"] == op) & (rows["dtype"] == dtype)]
+        return chosen.pivot_table(
+            index=["num_tokens", "hidden_size"], columns="provider", values="us", sort=True
+        )
+
+
+def load(paths: Iterable[Path]) -> dict[str, Results]:
+    """Results by short device name; rows of a forced protocol are left out."""
+    frame = analysis.latest(analysis.default_protocol(records.read(paths)))
+    found = {}
+    for name, rows in frame.groupby(frame["device"].map(short_name), sort=True):
+        rows = rows.reset_index(drop=True)
+        found[name] = Results(name, rows, analysis.ours_against_peers(rows))
+    return found
+
+
+def of_device(found: dict[str, Results], name: str) -> Results:
+    """The results of a device, empty when there are none."""
+    nothing = records.read([])
+    return found.get(name) or Results(name, nothing, analysis.ours_against_peers(nothing))

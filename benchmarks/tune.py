@@ -1,0 +1,185 @@
+"""``python -m benchmarks.tune``: time every launch configuration that can serve a shape.
+
+Each configuration is a provider of its own, so it is checked and timed like any other: its result
+must meet the contract as strictly as the operator's, and the order is balanced.  The rows go to a
+CSV; the summary names, per cell, the best configurations and what they gain over the rule in use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from benchmarks import cell, providers, records, shapes
+from benchmarks.provider import EPS, Call, Outputs, Provider
+from benchmarks.providers import COPY, OURS
+from benchmarks.records import OK, Row
+
+PREFIX = "candidate:"
+
+
+class Config(Protocol):
+    """What is needed of a launch configuration: see ``hp_norm_plugin.rules.Config``."""
+
+    vec_bytes: int
+    vecs_per_thread: int
+    rows_per_cta: int
+    ctas_per_row: int
+    options: int
+
+    def option_names(self) -> list[str]:
+        """The options that are set."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One configuration's time in a cell, and the rule's time over it."""
+
+    name: str
+    us: float
+    gain: float
+
+
+def name_of(config: Config) -> str:
+    """A name that says everything: ``candidate:16B x2, 4 rows, 1 CTA, load_evict_first``."""
+    rows, ctas = config.rows_per_cta, config.ctas_per_row
+    parts = [f"{config.vec_bytes}B x{config.vecs_per_thread}"]
+    parts.append(f"{rows} row{'s' * (rows > 1)}")
+    parts.append(f"{ctas} CTA{'s' * (ctas > 1)}")
+    return PREFIX + ", ".join([*parts, *config.option_names()])
+
+
+def with_options(configs: Iterable[Config], names: Sequence[str]) -> list[Config]:
+    """Every configuration with every subset of the named options.
+
+    Raises
+    ------
+    ValueError
+        For an option that does not exist.
+
+    """
+    from hp_norm_plugin import rules
+
+    for name in names:
+        if name not in rules.OPTIONS:
+            raise ValueError(f"options: must be of {', '.join(rules.OPTIONS)}, got {name}")
+    bits = [rules.OPTIONS[name] for name in names]
+    subsets = [
+        sum(chosen)
+        for count in range(len(bits) + 1)
+        for chosen in itertools.combinations(bits, count)
+    ]
+    found = [
+        replace(config, options=config.options | subset) for config in configs for subset in subsets
+    ]
+    return list(dict.fromkeys(found))
+
+
+def as_provider(config: Config) -> Provider:
+    """The operator, forced to one configuration."""
+    import hp_norm_plugin
+    from hp_norm_plugin import rules
+
+    def bind(case: shapes.Case) -> Call:
+        def plain(x: Tensor, _: Tensor | None, weight: Tensor) -> Outputs:
+            with rules.forced(config):
+                return hp_norm_plugin.rms_norm(x, weight, EPS)
+
+        def fused_add(x: Tensor, residual: Tensor | None, weight: Tensor) -> None:
+            with rules.forced(config):
+                hp_norm_plugin.fused_add_rms_norm_(x, residual, weight, EPS)
+
+        return plain if case.op == "plain" else fused_add
+
+    return Provider(name_of(config), "", bind)
+
+
+def candidates(
+    case: shapes.Case, device: torch.device, options: Sequence[str], match: str
+) -> list[Provider]:
+    """The configurations for a case whose name the pattern finds."""
+    from hp_norm_plugin import rules
+
+    configs = rules.candidates(case.hidden_size, case.torch_dtype, rules.sm_of(device))
+    all_of_them = map(as_provider, with_options(configs, options))
+    return [provider for provider in all_of_them if re.search(match, provider.name)]
+
+
+def ranking(rows: Iterable[Row]) -> list[Result]:
+    """The configurations of one cell that have a time, fastest first."""
+    timed = {row.provider: row.us for row in rows if row.status == OK}
+    rule = timed.get(OURS, float("nan"))
+    found = [
+        Result(name.removeprefix(PREFIX), us, rule / us)
+        for name, us in timed.items()
+        if name.startswith(PREFIX)
+    ]
+    return sorted(found, key=lambda result: result.us)
+
+
+def print_ranking(console: Console, case: shapes.Case, rows: Sequence[Row], top: int) -> None:
+    """Print the best configurations of a cell beside the rule in use, and who failed."""
+    rule = next((row for row in rows if row.provider == OURS), None)
+    text = f"{rule.us:.4g} us, {rule.rule}" if rule and rule.us else "no time"
+    console.print(f"{case}: rule in use {text}", markup=False, highlight=False)
+    for result in ranking(rows)[:top]:
+        console.print(
+            f"    {result.us:8.4g} us  {result.gain:5.3f}x  {result.name}",
+            markup=False,
+            highlight=False,
+        )
+    for row in rows:
+        if row.status != OK:
+            console.print(f"    {row.provider}: {row.reason}", style="red", markup=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
+    parser.add_argument("--op", nargs="+", choices=shapes.OPS, default=["fused_add"])
+    parser.add_argument("--dtype", nargs="+", choices=tuple(shapes.DTYPES), default=["bf16"])
+    parser.add_argument("--tokens", nargs="+", type=int, default=list(shapes.NUM_TOKENS))
+    parser.add_argument("--hidden", nargs="+", type=int, default=list(shapes.HIDDEN_SIZES))
+    parser.add_argument("--options", nargs="+", default=[], help="try every subset of these")
+    parser.add_argument("--match", default="", help="only names that this pattern finds")
+    parser.add_argument("--providers", nargs="*", default=[OURS, COPY], help="timed beside them")
+    parser.add_argument("--protocol", choices=("cached", "cold"))
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--top", type=int, default=5, help="how many to print per cell")
+    parser.add_argument("--out", type=Path, required=True, help="CSV to append to")
+    args = parser.parse_args(arguments)
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    if not torch.cuda.is_available():
+        console.print("no CUDA device here, there is nothing to tune", style="red")
+        return 2
+    torch.set_grad_enabled(False)
+    device = torch.device("cuda", torch.cuda.current_device())
+    bench = cell.Bench.on(device, args.repeats, args.protocol)
+    beside, unavailable = providers.load_all(args.providers, device)
+    writer = records.Writer(args.out)
+    try:
+        for case in shapes.grid(args.op, args.dtype, args.tokens, args.hidden):
+            found = candidates(case, device, args.options, args.match)
+            rows = cell.run(bench, case, [*beside, *found], unavailable)
+            writer.write(rows)
+            print_ranking(console, case, rows, args.top)
+    except ValueError as error:
+        console.print(str(error), style="red", markup=False)
+        return 2
+    finally:
+        writer.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

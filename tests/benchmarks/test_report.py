@@ -1,0 +1,209 @@
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import charts, records, report, results, shapes, tables
+from benchmarks.tables import TABLES
+
+
+@pytest.fixture
+def csvs(tmp_path, cell_rows):
+    """A small H200 run of every operator and dtype, with one lost cell, and a CPU run."""
+    rows = []
+    for op, dtype in (("fused_add", "bf16"), ("fused_add", "fp16"), ("plain", "bf16")):
+        for tokens in (1, 64, 512, 4096):
+            for hidden in (1024, 4096):
+                us = 1.0 + tokens * hidden / 1e6
+                times = {"hp_norm": us, "copy": us, "empty_kernel": 0.5}
+                times |= {"flashinfer_cute": us * 1.5, "flashinfer_cuda": us * 1.25}
+                times |= {"quack": us * 2, "vllm_c": us * 2.5, "inductor": us * 3}
+                if (op, tokens, hidden) == ("plain", 64, 1024):
+                    times["quack"] = us * 0.9
+                rows += cell_rows(tokens, hidden, times, op=op, dtype=dtype)
+    failed = replace(rows[-1], num_tokens=2, protocol="cached", us=None, status="failed")
+    rows.append(replace(failed, provider="quack", reason="wrong output"))
+    cpu = {"device": "a CPU, 2 threads", "cuda": "", "driver": "", "torch": "2.13.0+cpu"}
+    rows += cell_rows(8, 4096, {"hp_norm": 10.0, "torch": 30.0, "vllm_c": 12.0}, **cpu)
+    writer = records.Writer(tmp_path / "results" / "run.csv")
+    writer.write(rows)
+    writer.close()
+    return [tmp_path / "results" / "run.csv"]
+
+
+@pytest.fixture
+def found(csvs):
+    return results.load(csvs)
+
+
+def test_devices_are_told_apart(found):
+    assert set(found) == {"H200", "CPU"}
+    assert results.short_name("NVIDIA H100 80GB HBM3") == "H100"
+    assert results.short_name("NVIDIA H20") == "H20"
+    assert results.short_name("AMD EPYC 9654") == "CPU"
+
+
+def test_founding_table_takes_the_faster_flashinfer_and_names_who_was_not_measured(found):
+    lines = tables.founding(found, "H200").splitlines()
+    assert lines[0] == (
+        "| hidden size | H200 FlashInfer, us | H200 hp_norm, us | speed-up | B200 | H20 |"
+    )
+    row = next(line for line in lines if line.startswith("| 4096 |"))
+    assert row == "| 4096 | 22.2 | 17.8 | 1.25 | not measured here | not measured here |"
+    unmeasured = next(line for line in lines if line.startswith("| 20480 |"))
+    assert unmeasured == "| 20480 | - | - | - | not measured here | not measured here |"
+    assert len([line for line in lines if line.startswith("| ")]) == 2 + 20
+    assert "python -m benchmarks.run --founding" in lines[-1]
+
+
+def test_grid_holds_time_and_ratio(found):
+    text = tables.TABLES["grid"](found, "H200")
+    assert "|  | 1 | 64 | 512 | 4096 |" in text
+    assert "| 1024 | 1 (1.25) | 1.07 (1.25) | 1.52 (1.25) | 5.19 (1.25) |" in text
+
+
+def test_losses_name_the_lost_cell_only(found):
+    text = tables.losses(found, "H200")
+    assert text.startswith("1 of the 24 cells measured on H200.")
+    assert "| plain bf16 64 x 1024 | 1.07 | 0.959 (quack) | 0.90 | 1.0% |" in text
+
+
+def test_peers_are_compared_one_by_one(found):
+    text = tables.peers(found, "H200")
+    assert "| flashinfer_cute | 1.50 | 1.50 | 1.50 | 1.50 |" in text
+    assert "| inductor | 3.00 | 3.00 | 3.00 | 3.00 |" in text
+
+
+def test_floor_shows_launch_and_copy(found):
+    assert "| 4096 x 4096 | 17.8 | 0.5 | 17.8 | 1.00 |" in tables.floor(found, "H200")
+
+
+def test_missing_rows_are_counted_with_their_reason(found):
+    text = tables.missing(found, "H200")
+    assert "| quack | failed | 1 | plain bf16 2 x 4096 | wrong output |" in text
+
+
+def test_cpu_table(found):
+    assert "| 8 x 4096 | 10 | 12 | - | 30 | 1.20 |" in tables.cpu(found, "H200")
+
+
+def test_environment_names_machine_commit_and_versions(found):
+    text = tables.environment(found, "H200")
+    for part in ("NVIDIA H200", "driver 580.1", "CUDA 13.0", "torch 2.11.0+cu130", "abc123"):
+        assert part in text
+    assert "SM clock 1980 to 1980 MHz" in text
+    assert "quack: 0.1.0" in text and "copy" not in text and "CPU" not in text
+
+
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_every_table_renders_with_and_without_results(found, name):
+    for device in ("H200", "H100"):
+        for available in (found, {}):
+            text = TABLES[name](available, device)
+            assert text and "nan" not in text.lower()
+
+
+def test_without_results_every_table_says_not_measured():
+    for name in sorted(set(TABLES) - {"peers"}):
+        assert "not measured" in TABLES[name]({}, "H200")
+
+
+DOCUMENT = "# Title\n\n<!-- bench:bounds -->\nold\n<!-- /bench:bounds -->\n\ntext\n"
+
+
+def test_render_fills_blocks_and_leaves_the_rest(found):
+    text = report.render(DOCUMENT, found)
+    assert text.startswith("# Title\n\n<!-- bench:bounds -->\n| bf16")
+    assert text.endswith("<!-- /bench:bounds -->\n\ntext\n")
+    assert "old" not in text
+    assert report.render(text, found) == text
+
+
+def test_a_marker_may_name_a_device(found):
+    document = "<!-- bench:losses@H100 -->\n<!-- /bench:losses@H100 -->\n"
+    assert "H100: not measured here." in report.render(document, found)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("<!-- bench:bounds -->\n", "README.md: <!-- bench:bounds --> is not closed"),
+        (
+            "<!-- bench:nothing -->\n<!-- /bench:nothing -->",
+            "README.md: no table 'nothing', known are environment, bounds",
+        ),
+    ],
+)
+def test_bad_markers_are_one_line(found, document, message):
+    with pytest.raises(report.DocumentError, match=message):
+        report.render(document, found, "README.md")
+
+
+def test_stale_documents_are_found(tmp_path, found):
+    path = tmp_path / "README.md"
+    path.write_text(DOCUMENT)
+    assert list(report.stale([path], found)) == [path]
+    path.write_text(report.render(DOCUMENT, found))
+    assert report.stale([path], found) == {}
+
+
+def test_the_committed_documents_say_what_the_committed_results_say():
+    """README.md and docs/ are made by `make bench-report` and not edited by hand."""
+    found = results.load(sorted(report.RESULTS.glob("*.csv")))
+    stale = report.stale(report.documents(report.ROOT), found)
+    assert not stale, f"run make bench-report: {', '.join(path.name for path in stale)}"
+
+
+def test_main_rewrites_draws_and_prints_the_bounds(tmp_path, csvs, capsys):
+    (tmp_path / "docs").mkdir()
+    readme, performance = tmp_path / "README.md", tmp_path / "docs" / "performance.md"
+    for path in (readme, performance):
+        path.write_text(DOCUMENT)
+    arguments = [str(csvs[0])]
+    assert report.main([*arguments, "--check"], tmp_path) == 1
+    assert readme.read_text() == performance.read_text() == DOCUMENT
+    assert report.main(arguments, tmp_path) == 0
+    assert readme.read_text() == performance.read_text() != DOCUMENT
+    assert report.main([*arguments, "--check"], tmp_path) == 0
+    output = capsys.readouterr().out
+    assert "1 to 8 tokens: geometric mean to the best peer" in output
+    assert "NOT met" in output
+    assert "rewritten: docs/performance.md" in output
+    drawn = sorted(path.name for path in (tmp_path / "docs" / "img").iterdir())
+    assert drawn == ["bench-bandwidth-h200.png", "bench-ratio-h200.png"]
+
+
+def test_rows_that_are_not_used_are_counted(tmp_path, csvs, a_row, capsys):
+    old = tmp_path / "old.csv"
+    writer = records.Writer(old)
+    writer.write([replace(a_row, commit="older", date="2020-01-01")])
+    writer.close()
+    report.main([str(csvs[0]), str(old), "--check"], tmp_path)
+    assert "1 rows left out: of an older commit" in capsys.readouterr().out
+
+
+def test_charts_are_the_same_bytes_when_drawn_again(tmp_path, found):
+    for name in ("a", "b"):
+        assert charts.heat_map(found["H200"], tmp_path / f"{name}.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_no_chart_without_cells(tmp_path):
+    nothing = results.of_device({}, "H200")
+    assert not charts.heat_map(nothing, tmp_path / "a.png")
+    assert not charts.bandwidth(nothing, tmp_path / "b.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bandwidth_is_traffic_over_time(found):
+    cells = found["H200"].part("fused_add", "bf16")
+    cell = cells[(cells["num_tokens"] == 4096) & (cells["hidden_size"] == 4096)]
+    (terabytes,) = charts._terabytes(cell, "us")
+    traffic = shapes.Case("fused_add", "bf16", 4096, 4096).traffic_bytes
+    assert terabytes == pytest.approx(traffic / cell["us"].item() / 1e6)
+
+
+def test_main_refuses_a_foreign_csv(tmp_path, capsys):
+    path = tmp_path / "x.csv"
+    path.write_text("a,b\n1,2\n")
+    assert report.main([str(path)], tmp_path) == 2
+    assert "not a benchmark result" in capsys.readouterr().out

@@ -1,0 +1,74 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import tune
+from hp_norm_plugin import rules
+from hp_norm_plugin.rules import Config
+
+
+def test_names_tell_configurations_apart():
+    configs = tune.with_options(
+        rules.candidates(4096, torch.bfloat16, 90), ["load_evict_first", "out_evict_last"]
+    )
+    names = [tune.name_of(config) for config in configs]
+    assert len(set(names)) == len(names) > 8
+    assert tune.name_of(Config(16, 2, 4, 1, 0)) == "candidate:16B x2, 4 rows, 1 CTA"
+    named = tune.name_of(Config(16, 1, 1, 8, rules.OPTIONS["load_evict_first"]))
+    assert named == "candidate:16B x1, 1 row, 8 CTAs, load_evict_first"
+
+
+def test_every_subset_of_the_options_once():
+    configs = tune.with_options([Config(16, 1)], ["load_evict_first", "trigger_early"])
+    assert sorted(config.options for config in configs) == [0, 1, 8, 9]
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(ValueError, match="options: must be of load_evict_first, .*, got speed"):
+        tune.with_options([Config(16, 1)], ["speed"])
+
+
+def test_a_provider_forces_its_configuration_for_its_own_calls_only(monkeypatch):
+    import contextlib
+
+    import hp_norm_plugin
+
+    log = []
+
+    @contextlib.contextmanager
+    def forced(config):
+        log.append(config)
+        yield
+        log.append(None)
+
+    monkeypatch.setattr(rules, "forced", forced)
+    monkeypatch.setattr(hp_norm_plugin, "rms_norm", lambda *_: log.append("call"))
+    config = Config(16, 2)
+    from benchmarks.shapes import Case
+
+    call = tune.as_provider(config).bind(Case("plain", "bf16", 1, 64))
+    assert log == []
+    call(torch.ones(1, 64), None, torch.ones(64))
+    assert log == [config, "call", None]
+
+
+def test_ranking_is_by_time_and_relative_to_the_rule(a_row):
+    rows = [
+        replace(a_row, us=2.0),
+        replace(a_row, provider="candidate:a", us=2.5),
+        replace(a_row, provider="candidate:b", us=1.6),
+        replace(a_row, provider="candidate:c", us=None, status="failed"),
+        replace(a_row, provider="copy", us=1.0),
+    ]
+    assert [(one.name, one.us, one.gain) for one in tune.ranking(rows)] == [
+        ("b", 1.6, pytest.approx(1.25)),
+        ("a", 2.5, pytest.approx(0.8)),
+    ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_there_is_nothing_to_tune(tmp_path, capsys):
+    assert tune.main(["--out", str(tmp_path / "a.csv")]) == 2
+    assert "no CUDA device here" in capsys.readouterr().out
+    assert not (tmp_path / "a.csv").exists()
