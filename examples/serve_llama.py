@@ -5,8 +5,12 @@
     python examples/serve_llama.py --model Qwen3-8B     # an architecture of examples/models
     python examples/serve_llama.py --model /path/to/checkpoint --batch-sizes 1 32
 
-Two engines, plugin off and on, are alive at the same time and measured in turn. Exits with 0 when
-the operator ran, 1 when it did not, 2 when something could not start.
+    python examples/serve_llama.py tokens               # do greedy tokens agree, off against on
+    python examples/serve_llama.py cache                # starts in one compile cache, on and off
+
+Engines with the plugin off and on are alive at the same time and measured in turn. Exits with 0
+when the operator ran (cache: when no setting ran the other's graph), 1 when it did not, 2 when
+something could not start.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from serving import models, offline, report
+from serving import agreement, cache, models, offline, report
 from serving.client import EngineError
 
 
@@ -26,7 +30,7 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("mode", nargs="?", choices=["offline"], default="offline")
+    add("mode", nargs="?", choices=["offline", "tokens", "cache"], default="offline")
     add(
         "--model",
         default="Llama-3.1-8B" if gpu else "tiny-llama",
@@ -52,6 +56,8 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
     add("--kv-cache-gib", type=float, default=12.0 if gpu else 0.5)
     add("--max-model-len", type=int, default=None)
     add("--seed", type=int, default=0)
+    add("--seeds", type=int, default=3, help="tokens: how many prompts")
+    add("--starts", type=int, default=5 if gpu else 3, help="cache: on, off, on, off, on")
     add("--out", default="serve_llama_out", help="directory for the JSON and the logs")
     args = parser.parse_args(argv)
     args.gpu = gpu
@@ -69,26 +75,47 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the comparison and return the exit status."""
-    console = Console()
-    args = parse(argv, has_gpu())
-    try:
-        model = models.resolve(args.model)
-        result = offline.run(model, args)
-    except (EngineError, ValueError) as error:
-        Console(stderr=True).print(f"[red]{error}[/red]", highlight=False)
-        return 2
+def run_offline(model: models.Model, args: argparse.Namespace, console: Console) -> dict:
+    """Compare times, tokens and kernels."""
+    result = offline.run(model, args)
     ran, sentence = offline.verdict(result)
-    result |= {"verdict": sentence, "operator_ran": ran, "arguments": vars(args)}
-    path = Path(args.out) / "serve_llama.json"
-    report.write_json(path, result)
     state = result["state"]["on"]
     where = "GPU" if args.gpu else "CPU"
     title = f"{model.name}, vLLM {state['vllm']}, {where}: plugin off against on"
     report.print_offline(console, title, result)
-    console.print(f"{state['reason']}\n{sentence}\nwritten to {path}", highlight=False)
-    return 0 if ran or args.may_stand_aside else 1
+    console.print(state["reason"], highlight=False)
+    return {**result, "ok": ran or args.may_stand_aside, "verdict": sentence}
+
+
+def run_tokens(model: models.Model, args: argparse.Namespace, console: Console) -> dict:
+    """Compare greedy tokens."""
+    result = agreement.run(model, args)
+    agreement.show(console, result)
+    return {**result, "ok": True, "verdict": agreement.verdict(result)}
+
+
+def run_cache(model: models.Model, args: argparse.Namespace, console: Console) -> dict:
+    """Start several times in one compile cache."""
+    result = cache.run(model, args)
+    cache.show(console, result)
+    apart, sentence = cache.verdict(result, args.gpu)
+    return {**result, "ok": apart, "verdict": sentence}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one mode and return the exit status."""
+    console = Console()
+    args = parse(argv, has_gpu())
+    modes = {"offline": run_offline, "tokens": run_tokens, "cache": run_cache}
+    try:
+        result = modes[args.mode](models.resolve(args.model), args, console)
+    except (EngineError, ValueError) as error:
+        Console(stderr=True).print(f"[red]{error}[/red]", highlight=False)
+        return 2
+    path = Path(args.out) / f"serve_llama_{args.mode}.json"
+    report.write_json(path, {**result, "arguments": vars(args)})
+    console.print(f"{result['verdict']}\nwritten to {path}", highlight=False)
+    return 0 if result["ok"] else 1
 
 
 if __name__ == "__main__":

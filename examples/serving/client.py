@@ -20,16 +20,14 @@ class EngineError(RuntimeError):
     """An engine did not start, died, or refused a command; the text ends with its log."""
 
 
-def child_environment(plugin: str, extra: dict[str, str] | None = None) -> dict[str, str]:
-    """Return the environment of an engine or server with the plugin set to `plugin`.
+def child_environment(variables: dict[str, str]) -> dict[str, str]:
+    """Return the environment of an engine or server: this process's, and `variables`.
 
     Two defaults, both overridable by the caller's environment: no access to a model hub, and
     vLLM's own sampler instead of FlashInfer's, which compiles itself at the first token.
     """
-    env = {"HF_HUB_OFFLINE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0", **os.environ}
-    env["HP_NORM_PLUGIN"] = plugin
-    env.update(extra or {})
-    return env
+    defaults = {"HF_HUB_OFFLINE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+    return {**defaults, **os.environ, **variables}
 
 
 def end_of(log: Path, lines: int = 25) -> str:

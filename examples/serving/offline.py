@@ -57,19 +57,26 @@ def engine_config(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     return {"llm": llm, "fill_weights": model.random_weights, "seed": args.seed}
 
 
-def start_both(
-    stack: contextlib.ExitStack, model: Model, args: argparse.Namespace, progress: Progress
+def start(
+    stack: contextlib.ExitStack,
+    model: Model,
+    args: argparse.Namespace,
+    progress: Progress,
+    plans: dict[str, dict[str, str]],
 ) -> dict[str, EngineClient]:
-    """Start the engines: at once on a GPU machine, one after the other on a CPU."""
+    """Start engines: all at once on a GPU machine, one after the other on a CPU.
+
+    `plans` has the environment variables of each engine by its name.
+    """
     config = engine_config(model, args)
     engines: dict[str, EngineClient] = {}
     # On a CPU the engine runs inside the one process: three would each load torch and vLLM, which
     # is most of a tiny model's start.
-    extra = {} if args.gpu else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    task = progress.add_task("starting", total=2)
-    for name, plugin in ((OFF, "0"), (ON, args.plugin)):
+    common = {} if args.gpu else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    task = progress.add_task("starting", total=len(plans))
+    for name, variables in plans.items():
         log = Path(args.out) / f"engine_{name}.log"
-        client = EngineClient(name, config, child_environment(plugin, extra), log)
+        client = EngineClient(name, config, child_environment({**common, **variables}), log)
         engines[name] = stack.enter_context(client)
         if not args.gpu:
             _wait(client, progress, task)
@@ -163,6 +170,12 @@ def summarise(work: dict[str, Any], runs: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def progress_bar() -> Progress:
+    """Return the progress display that every mode uses."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, transient=True)
+
+
 def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     """Start both engines, measure, profile, compare.
 
@@ -177,10 +190,10 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     EngineError
         An engine did not start or died.
     """
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(Progress(*columns, transient=True))
-        engines = start_both(stack, model, args, progress)
+        progress = stack.enter_context(progress_bar())
+        plans = {OFF: {"HP_NORM_PLUGIN": "0"}, ON: {"HP_NORM_PLUGIN": args.plugin}}
+        engines = start(stack, model, args, progress, plans)
         state = {}
         for name, engine in engines.items():
             with alone(engine, args):

@@ -85,13 +85,14 @@ class WorkerProbe:
         Returns
         -------
         int
-            How many tensors were filled. Quantised tensors are left.
+            How many tensors were filled. Quantised ones and their scales are left.
         """
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
+        dtype = self.vllm_config.model_config.dtype  # type: ignore[attr-defined]
         filled = 0
         with torch.no_grad():
             for index, (name, value) in enumerate(sorted(model.named_parameters())):
-                if value.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+                if value.dtype != dtype:
                     continue
                 generator = torch.Generator(device=value.device).manual_seed(seed + index)
                 noise = torch.empty_like(value).normal_(0.0, 1.0, generator=generator)

@@ -1,0 +1,100 @@
+"""Starts in one compile cache: no setting may run the other's graph, or compile its own twice."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from serving import offline, stats
+from serving.models import Model
+
+# The first two fill the cache; from the third on, each must find what its setting compiled.
+ORDER = (offline.ON, offline.OFF, offline.ON, offline.OFF, offline.ON)
+
+
+def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
+    """Start an engine `args.starts` times in a new cache, and look at each.
+
+    Returns
+    -------
+    dict
+        `starts`: the plugin's setting, the cache directory, how many graphs were compiled and how
+        many were loaded, calls of the operator a decode step, and the greedy tokens.
+    """
+    root = Path(args.out).resolve() / "vllm_cache"
+    if root.exists() and any(root.iterdir()):
+        raise ValueError(f"--out {args.out}: {root} is not empty; the starts need a new cache")
+    starts = []
+    for number, setting in enumerate(ORDER[: args.starts], 1):
+        plugin = "0" if setting == offline.OFF else args.plugin
+        variables = {"HP_NORM_PLUGIN": plugin, "VLLM_CACHE_ROOT": str(root)}
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(offline.progress_bar())
+            name = f"start{number}_{setting}"
+            engine = offline.start(stack, model, args, progress, {name: variables})[name]
+            with offline.alone(engine, args):
+                starts.append(_look(engine, setting, args))
+    return {"starts": starts}
+
+
+def _look(engine: Any, setting: str, args: argparse.Namespace) -> dict[str, Any]:
+    work = {"batch": 1, "input_len": args.input_len, "seed": args.seed}
+    length = min(args.output_len, 17)
+    state = engine.ask("state")
+    tokens = engine.ask("measure", output_len=length, **work)["tokens"]
+    profile = engine.ask("profile", output_len=length, **work)
+    return {
+        "plugin": setting,
+        "cache_dir": Path(state["cache_dir"]).name,
+        "compiled": state["compile"].get("num_aot_compiles"),
+        "loaded": state["compile"].get("num_aot_artifacts_loaded"),
+        "saved": state["compile"].get("num_aot_artifacts_saved"),
+        "start_seconds": state["start_seconds"],
+        "hp_norm_per_step": stats.norm_share(profile)["hp_norm_per_step"],
+        "tokens": tokens,
+    }
+
+
+def verdict(result: dict[str, Any], gpu: bool) -> tuple[bool, str]:
+    """Return whether the cache kept the settings apart, and one sentence.
+
+    On a CPU vLLM never loads what it saved, so only the keys and the calls are judged there.
+    """
+    starts = result["starts"]
+    dirs: dict[str, set[str]] = {offline.OFF: set(), offline.ON: set()}
+    for start in starts:
+        dirs[start["plugin"]].add(start["cache_dir"])
+        ran = start["hp_norm_per_step"] > 0
+        if ran != (start["plugin"] == offline.ON):
+            return False, f"plugin {start['plugin']}: {start['hp_norm_per_step']:g} calls a step"
+    if not all(len(found) == 1 for found in dirs.values()):
+        return False, "one setting had two keys: it would compile again"
+    if dirs[offline.OFF] & dirs[offline.ON]:
+        return False, "both settings have one key: one would run the other's graph"
+    again = [start for start in starts[2:] if start["loaded"] != 1 or start["compiled"]]
+    if gpu and again:
+        return False, f"{len(again)} later starts did not load their graph"
+    loaded = "; each later start loaded its own graph" if gpu and len(starts) > 2 else ""
+    return True, f"{len(starts)} starts, one key for each setting{loaded}"
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
+    """Print one row per start."""
+    table = Table(title="starts in one compile cache", title_justify="left")
+    for heading in ("plugin", "key", "compiled", "loaded", "start s", "operator a step"):
+        table.add_column(heading, justify="right")
+    for start in result["starts"]:
+        table.add_row(
+            start["plugin"],
+            start["cache_dir"][:12],
+            str(start["compiled"]),
+            str(start["loaded"]),
+            f"{start['start_seconds']:.1f}",
+            f"{start['hp_norm_per_step']:g}",
+        )
+    console.print(table)

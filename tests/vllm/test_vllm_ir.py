@@ -1,0 +1,112 @@
+"""The IR adapter: vLLM's IR ops dispatch to the operator, with its numbers."""
+
+import pytest
+import torch
+
+from hp_norm_plugin import ops
+
+ir = pytest.importorskip("vllm.ir", reason="this vLLM has no IR")
+
+BF16 = torch.bfloat16
+
+
+@pytest.fixture
+def on_ir(clean):
+    clean.register()
+    assert clean.registration().adapter == "ir"
+
+
+def inputs(hidden_size=1024):
+    generator = torch.Generator().manual_seed(2)
+    x, residual = (torch.randn(3, hidden_size, generator=generator).to(BF16) for _ in range(2))
+    return x, residual, torch.randn(hidden_size, generator=generator).to(BF16)
+
+
+@pytest.mark.parametrize("provider", ["hp_norm", "hp_norm_eager"])
+def test_both_ops_give_the_operators_bits(on_ir, provider):
+    x, residual, weight = inputs()
+    with (
+        ir.ops.rms_norm.set_priority([provider, "native"]),
+        ir.ops.fused_add_rms_norm.set_priority([provider, "native"]),
+    ):
+        assert ir.ops.rms_norm.dispatch(x, weight, 1e-5).provider == provider
+        assert torch.equal(ir.ops.rms_norm(x, weight, 1e-5), ops.rms_norm(x, weight, 1e-5))
+        want = ops.fused_add_rms_norm(x, residual, weight, 1e-5)
+        kept = x.clone(), residual.clone()
+        got = ir.ops.fused_add_rms_norm(x, residual, weight, 1e-5)
+        assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+        # The default overload is functional, whatever the provider does.
+        assert torch.equal(x, kept[0]) and torch.equal(residual, kept[1])
+        got = ir.ops.fused_add_rms_norm.maybe_inplace(x, residual, weight, 1e-5)
+        assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+
+
+def test_the_rounding_is_one_at_the_end(on_ir):
+    """vLLM's native formula as Inductor compiles it keeps float32 up to the weight."""
+    x, _, weight = inputs()
+    with ir.ops.rms_norm.set_priority(["hp_norm", "native"]):
+        out = ir.ops.rms_norm(x, weight, 1e-5)
+    before = ops.rms_norm(x, weight, 1e-5, round_before_weight=True)
+    assert not torch.equal(out, before)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "size", "provider"),
+    [
+        (torch.empty(2, 4096, dtype=BF16), torch.empty(4096, dtype=BF16), None, "hp_norm"),
+        (torch.empty(2, 32, 128, dtype=BF16), torch.empty(128, dtype=BF16), None, "native"),
+        (torch.empty(2, 4096, dtype=BF16), torch.empty(4096), None, "native"),
+        (torch.empty(2, 4096, dtype=BF16), torch.empty(4096, dtype=BF16), 2048, "native"),
+    ],
+)
+def test_a_call_that_is_better_elsewhere_goes_there(on_ir, x, weight, size, provider):
+    with ir.ops.rms_norm.set_priority(["hp_norm", "native"]):
+        assert ir.ops.rms_norm.dispatch(x, weight, 1e-5, size).provider == provider
+
+
+def default_priority(vllm_config):
+    from vllm.platforms import current_platform
+
+    return current_platform.get_default_ir_op_priority(vllm_config)
+
+
+def test_eager_models_get_the_provider_that_takes_all(on_ir, make_config):
+    assert default_priority(make_config(eager=True)).fused_add_rms_norm[0] == "hp_norm_eager"
+    assert default_priority(make_config()).fused_add_rms_norm[0] == "hp_norm"
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"quantization": "fp8"}, {"custom_ops": ["all", "-rms_norm"]}], ids=str
+)
+def test_a_model_that_stands_aside_keeps_its_priority(on_ir, make_config, kwargs):
+    priority = default_priority(make_config(**kwargs))
+    assert "hp_norm" not in priority.rms_norm + priority.fused_add_rms_norm
+
+
+def test_tensor_parallel_models_keep_their_all_reduce_fusion_and_us(on_ir, make_config):
+    """Lowering runs after the fusion passes, so the IR adapter need not stand aside."""
+    assert default_priority(make_config(tp=8, fuse_allreduce=True)).rms_norm[0] == "hp_norm"
+
+
+def test_compiled_by_dynamo_it_is_one_node(on_ir):
+    """As on the CPU engine: no torch wrap, so Dynamo traces dispatch and rules."""
+    from vllm.ir import enable_torch_wrap
+
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    x, residual, weight = inputs()
+    with (
+        enable_torch_wrap(False),
+        ir.ops.fused_add_rms_norm.set_priority(["hp_norm", "native"]),
+    ):
+        compiled = torch.compile(
+            lambda x, r, w: ir.ops.fused_add_rms_norm(x, r, w, 1e-5), backend=backend,
+            fullgraph=True,
+        )  # fmt: skip
+        out, _ = compiled(x, residual, weight)
+    assert sum("hp_norm.fused_add_rms_norm" in target for target in graphs[0]) == 1
+    assert torch.equal(out, ops.fused_add_rms_norm(x, residual, weight, 1e-5)[0])

@@ -1,0 +1,118 @@
+"""Which norms run on the operator: the rules at their edges."""
+
+import pytest
+import torch
+
+from hp_norm_plugin.gpu import library_covers
+from hp_norm_plugin.vllm import policy
+
+BF16 = torch.bfloat16
+
+
+def rows(*shape, dtype=BF16):
+    return torch.empty(shape, dtype=dtype)
+
+
+def test_a_plain_model_runs_on_the_operator(make_config):
+    assert policy.stand_aside(make_config()) is None
+    assert policy.stand_aside_as_layer(make_config()) is None
+
+
+@pytest.mark.parametrize("method", ["fp8", "modelopt_fp4", "compressed-tensors", "nvfp4_per_token"])
+def test_norm_and_quantisation_stay_together(make_config, method):
+    reason = f"{method} quantisation fuses with the norm"
+    assert policy.stand_aside(make_config(quantization=method)) == reason
+    assert policy.stand_aside_as_layer(make_config(quantization=method)) == reason
+
+
+@pytest.mark.parametrize("method", sorted(policy.WEIGHT_ONLY_QUANTIZATION))
+def test_weight_only_quantisation_has_nothing_to_fuse(make_config, method):
+    assert policy.stand_aside(make_config(quantization=method)) is None
+
+
+def test_minus_rms_norm_means_vllms_own(make_config):
+    config = make_config(custom_ops=["all", "-rms_norm"])
+    assert policy.stand_aside(config) == "custom_ops has -rms_norm"
+
+
+def test_all_reduce_fusion_wins_over_the_layer_only(make_config):
+    config = make_config(tp=2, fuse_allreduce=True)
+    assert policy.stand_aside_as_layer(config) == (
+        "all-reduce + norm fusion under tensor parallelism"
+    )
+    assert policy.stand_aside(config) is None
+    assert policy.stand_aside_as_layer(make_config(tp=2)) is None
+    assert policy.stand_aside_as_layer(make_config(fuse_allreduce=True)) is None
+
+
+def test_batch_invariant_mode(make_config, monkeypatch):
+    from vllm import envs
+
+    monkeypatch.setitem(envs.environment_variables, "VLLM_BATCH_INVARIANT", lambda: True)
+    assert "batch-invariant" in policy.stand_aside(make_config())
+
+
+@pytest.mark.parametrize(
+    ("x", "residual", "weight", "size", "reason"),
+    [
+        (rows(2, 1024), None, rows(1024), None, None),
+        (rows(2, 1024), rows(2, 1024), rows(1024), None, None),
+        (rows(2, 1024), None, None, None, None),
+        (rows(2, 1024), None, rows(1024, dtype=torch.float32), None, None),
+        (rows(2, 3, 128), None, rows(128), None, None),
+        (rows(2, 2048)[:, :1024], None, rows(1024), None, None),
+        (rows(2, 1024), None, rows(1024), 512, "variance_size_override"),
+        (rows(2, 1024, dtype=torch.float64), None, None, None, "dtype"),
+        (rows(2, 1024), None, rows(1024, dtype=torch.float16), None, "weight"),
+        (rows(2, 1024), None, rows(2048)[::2], None, "weight"),
+        (rows(1024), None, None, None, "shape"),
+        (rows(2, 65537), None, None, None, "shape"),
+        (rows(2, 2048)[:, ::2], None, None, None, "strides"),
+        (rows(2, 3, 256)[..., :128], None, None, None, "strides"),
+        (rows(2, 1024), rows(2, 1024, dtype=torch.float32), None, None, "residual"),
+        (rows(2, 1024), rows(1, 1024), None, None, "residual"),
+    ],
+)
+def test_what_the_kernel_takes(x, residual, weight, size, reason):
+    assert policy.decline(x, residual, weight, size) == reason
+
+
+@pytest.mark.parametrize(
+    ("x", "residual", "weight", "scope", "reason"),
+    [
+        (rows(2, policy.MIN_PLAIN_HIDDEN_SIZE), None, None, "auto", None),
+        (rows(2, policy.MIN_PLAIN_HIDDEN_SIZE - 8), None, None, "auto", "narrow norm"),
+        (rows(2, 8), rows(2, 8), None, "auto", None),
+        (rows(2, 32, 128), None, rows(128), "auto", "per-head norm"),
+        (rows(2, 32, 128), None, rows(128), "all", None),
+        (rows(2, 4096), None, rows(4096, dtype=torch.float32), "auto", "converted weight"),
+        (rows(2, 4096), rows(2, 4096), rows(4096, dtype=torch.float32), "auto", "converted weight"),
+        (rows(2, 4096), None, rows(4096, dtype=torch.float32), "all", None),
+        (rows(2, 4096), None, rows(4096), "fused", "plain norm"),
+        (rows(2, 4096), rows(2, 4096), rows(4096), "fused", None),
+        (rows(2, 4096, dtype=torch.float64), None, None, "all", "dtype"),
+    ],
+)
+def test_what_stays_with_inductor(x, residual, weight, scope, reason):
+    assert policy.decline_compiled(x, residual, weight, None, scope) == reason
+
+
+def test_the_rules_hold_for_fake_tensors():
+    """Lowering asks with fake tensors: nothing may look at data."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x, weight = rows(4, 4096), rows(4096)
+        assert policy.decline_compiled(x, x, weight, None, "auto") is None
+
+
+@pytest.mark.parametrize(
+    ("sm", "archs", "covers"),
+    [
+        (90, ("80", "90"), True), (86, ("80", "90"), True), (80, ("86",), False),
+        (100, ("80", "90"), False), (100, ("80", "90", "PTX"), True), (75, ("80", "PTX"), False),
+        (121, ("120",), True), (90, (), False), (90, ("PTX",), False),
+    ],
+)  # fmt: skip
+def test_which_gpus_a_library_covers(sm, archs, covers):
+    assert library_covers(sm, archs) is covers

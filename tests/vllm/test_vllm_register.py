@@ -1,0 +1,217 @@
+"""`register()` in one process: what it attaches, what it says, and what it survives."""
+
+import multiprocessing
+from importlib import metadata
+
+import pytest
+import torch
+
+from hp_norm_plugin.vllm.host import Host, detect
+
+IR_OPS = ("rms_norm", "fused_add_rms_norm")
+
+
+def priority(vllm_config=None):
+    from vllm.config import VllmConfig
+    from vllm.platforms import current_platform
+
+    config = VllmConfig() if vllm_config is None else vllm_config
+    return current_platform.get_default_ir_op_priority(config)
+
+
+def test_vllm_finds_the_entry_point():
+    entries = metadata.entry_points(group="vllm.general_plugins")
+    assert [entry.value for entry in entries if entry.name == "hp_norm"] == [
+        "hp_norm_plugin.vllm:register"
+    ]
+
+
+def test_detect_looks_at_features():
+    found = detect()
+    assert found.platform in ("cpu", "cuda")
+    assert found.has_layer
+    assert found.version
+
+
+def test_ir_adapter_puts_the_operator_first_and_says_so_once(clean, lines):
+    clean.register()
+    clean.register()
+    assert clean.registration().adapter == "ir"
+    found = detect()
+    assert lines() == [
+        ("INFO", f"hp_norm: vLLM {found.version}, IR adapter, fused_add_rms_norm and rms_norm on "
+         f"{found.target}")
+    ]  # fmt: skip
+    for name in IR_OPS:
+        assert getattr(priority(), name)[0] == "hp_norm"
+        assert getattr(priority(), name).count("hp_norm") == 1
+
+
+def test_registering_again_in_a_process_that_forgot_changes_nothing(clean, monkeypatch):
+    """vLLM may call it again after a fork, or two plugin groups may name it."""
+    clean.register()
+    monkeypatch.setattr(clean, "_registration", None)
+    clean.register()
+    assert clean.registration().adapter == "ir"
+    assert priority().rms_norm.count("hp_norm") == 1
+
+
+def test_off_leaves_vllm_as_it_was(clean, lines, monkeypatch):
+    before = priority()
+    monkeypatch.setenv("HP_NORM_PLUGIN", "0")
+    clean.register()
+    assert clean.registration().adapter is None
+    assert priority() == before
+    assert lines() == [("INFO", "hp_norm: off (HP_NORM_PLUGIN=0)")]
+
+
+def test_unknown_value_is_off_with_one_warning(clean, lines, monkeypatch):
+    monkeypatch.setenv("HP_NORM_PLUGIN", "yes please")
+    clean.register()
+    assert clean.registration().adapter is None
+    assert [level for level, _ in lines()] == ["WARNING"]
+    assert "HP_NORM_PLUGIN='yes please' is not one of" in lines()[0][1]
+
+
+def test_layer_adapter_on_request(clean, monkeypatch):
+    from vllm.model_executor import custom_op
+
+    from hp_norm_plugin.vllm import layer
+
+    monkeypatch.setenv("HP_NORM_PLUGIN", "layer")
+    clean.register()
+    assert clean.registration().adapter == "layer"
+    assert custom_op.op_registry_oot["RMSNorm"] is layer.RMSNormLayer
+    assert "hp_norm" not in priority().rms_norm
+
+
+def test_layer_adapter_where_vllm_has_no_ir(clean, monkeypatch):
+    host = Host(version="0.34.0", platform="cpu", sm=None, has_ir=False, has_layer=True)
+    monkeypatch.setattr(clean, "detect", lambda: host)
+    clean.register()
+    assert clean.registration().adapter == "layer"
+
+
+@pytest.mark.parametrize("mode", ["auto", "ir"])
+def test_no_place_for_an_adapter(clean, lines, monkeypatch, mode):
+    host = Host(version="9.9", platform="cpu", sm=None, has_ir=False, has_layer=mode == "ir")
+    monkeypatch.setattr(clean, "detect", lambda: host)
+    monkeypatch.setenv("HP_NORM_PLUGIN", mode)
+    clean.register()
+    assert lines() == [
+        ("WARNING", f"hp_norm: vLLM 9.9 has no place for the {mode} adapter; its own norm runs")
+    ]
+
+
+def test_an_exception_leaves_vllm_as_it_was(clean, lines, monkeypatch):
+    def broken():
+        raise RuntimeError("no such table")
+
+    before = priority()
+    monkeypatch.setattr(clean, "detect", broken)
+    clean.register()
+    assert clean.registration().adapter is None
+    assert priority() == before
+    assert lines() == [("ERROR", "hp_norm: registration failed; vLLM's own norm runs")]
+
+
+def test_an_exception_in_the_policy_leaves_the_priority(clean, monkeypatch):
+    from hp_norm_plugin.vllm import policy
+
+    before = priority()
+    clean.register()
+
+    def broken(config):
+        raise KeyError("moved")
+
+    monkeypatch.setattr(policy, "stand_aside", broken)
+    assert priority() == before
+
+
+class Status:
+    """A CUDA library's state, as `library_status()` gives it."""
+
+    def __init__(self, loaded, error=None, archs=()):
+        self.cuda_loaded, self.cuda_error, self.cuda_archs = loaded, error, archs
+        self.digest = "0" * 16
+
+
+@pytest.mark.parametrize(
+    ("sm", "status", "text"),
+    [
+        (90, Status(False, "libhp_norm_cuda.so was not built; build it where nvcc is: pip ..."),
+         "hp_norm: vLLM's own norm runs: libhp_norm_cuda.so was not built; build it where nvcc is: "
+         "pip ..."),
+        (75, Status(True, archs=("80", "90", "PTX")),
+         "hp_norm: vLLM's own norm runs: the CUDA library has no code for sm_75 (it has 80, 90, "
+         "PTX); build with nvcc"),
+    ],
+    ids=["missing", "other architectures"],
+)  # fmt: skip
+def test_cuda_library_that_cannot_run(clean, lines, monkeypatch, sm, status, text):
+    from vllm import ir
+
+    from hp_norm_plugin import ops
+
+    host = Host(version="0.26.0", platform="cuda", sm=sm, has_ir=True, has_layer=True)
+    monkeypatch.setattr(clean, "detect", lambda: host)
+    monkeypatch.setattr(ops, "library_status", lambda: status)
+    for name in IR_OPS:
+        monkeypatch.setattr(getattr(ir.ops, name), "impls", dict(getattr(ir.ops, name).impls))
+        for provider in ("hp_norm", "hp_norm_eager"):
+            getattr(ir.ops, name).impls.pop(provider, None)
+    before = priority()
+    clean.register()
+    assert lines() == [("WARNING", text)]
+    assert priority() == before
+    # A process whose library is fine may have put us into the list that this one gets.
+    with ir.ops.rms_norm.set_priority(["hp_norm", "native"]):
+        assert ir.ops.rms_norm.get_priority() == ["native"]
+
+
+def test_unknown_platform(clean, lines, monkeypatch):
+    host = Host(version="0.32.0", platform="rocm", sm=None, has_ir=True, has_layer=True)
+    monkeypatch.setattr(clean, "detect", lambda: host)
+    clean.register()
+    assert lines() == [("WARNING", "hp_norm: vLLM's own norm runs: no kernel for platform rocm")]
+
+
+def test_another_plugin_has_replaced_rms_norm(clean, lines, monkeypatch):
+    from vllm.model_executor import custom_op
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    class Theirs(RMSNorm):
+        pass
+
+    custom_op.op_registry_oot["RMSNorm"] = Theirs
+    monkeypatch.setenv("HP_NORM_PLUGIN", "layer")
+    clean.register()
+    assert custom_op.op_registry_oot["RMSNorm"] is Theirs
+    assert [level for level, _ in lines()] == ["WARNING", "WARNING"]
+    assert "RMSNorm was already replaced by" in lines()[0][1]
+    assert clean.registration().adapter is None
+
+
+def test_no_cuda_context_is_created(clean):
+    clean.register()
+    assert not torch.cuda.is_initialized()
+
+
+def _registered_in_child(queue):
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    import hp_norm_plugin.vllm as plugin
+
+    queue.put(plugin.registration().adapter)
+
+
+def test_a_spawned_worker_registers_itself(monkeypatch):
+    monkeypatch.delenv("HP_NORM_PLUGIN", raising=False)
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    worker = context.Process(target=_registered_in_child, args=(queue,))
+    worker.start()
+    assert queue.get(timeout=120) == "ir"
+    worker.join(30)
+    assert worker.exitcode == 0
