@@ -49,7 +49,12 @@ def bandwidth(results: Results, path: Path, op: str = "fused_add", dtype: str = 
     if not widths:
         return False
     figure, all_axes = plt.subplots(
-        1, len(widths), figsize=(4.2 * len(widths), 3.6), sharey=True, squeeze=False
+        1,
+        len(widths),
+        figsize=(4.2 * len(widths), 3.8),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
     series = (
         ("us", "hp_norm", "o-"),
@@ -61,6 +66,7 @@ def bandwidth(results: Results, path: Path, op: str = "fused_add", dtype: str = 
         for column, label, style in series:
             axes.plot(part["num_tokens"], _terabytes(part, column), style, label=label, ms=4)
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
         axes.set_title(f"hidden_size {hidden_size}")
         axes.set_xlabel("num_tokens")
         axes.grid(alpha=0.3)

@@ -8,9 +8,10 @@ fails where a document says something else than the CSVs.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from benchmarks import analysis, records, results
 from benchmarks.environment import ROOT
-from benchmarks.tables import TABLES
+from benchmarks.tables import IMAGES, TABLES
 
 RESULTS = ROOT / "benchmarks" / "results"
 _BLOCK = re.compile(r"<!-- bench:(?P<name>\S+) -->\n(?P<body>.*?)<!-- /bench:(?P=name) -->", re.S)
@@ -35,8 +36,8 @@ def documents(root: Path) -> list[Path]:
             if path.exists()]  # fmt: skip
 
 
-def render(text: str, found: dict[str, results.Results], name: str = "") -> str:
-    """Fill every block of a document; ``name`` is the document's, for the error.
+def render(text: str, found: dict[str, results.Results], name: str = "README.md") -> str:
+    """Fill every block of a document; ``name`` is its path from the root of the repository.
 
     Raises
     ------
@@ -44,6 +45,7 @@ def render(text: str, found: dict[str, results.Results], name: str = "") -> str:
         For a marker that is not closed, or a table that does not exist.
 
     """
+    images = os.path.relpath(IMAGES, Path(name).parent)
     closed = [match["name"] for match in _BLOCK.finditer(text)]
     opened = _OPENING.findall(text)
     if closed != opened:
@@ -55,17 +57,18 @@ def render(text: str, found: dict[str, results.Results], name: str = "") -> str:
         if table not in TABLES:
             raise DocumentError(f"{name}: no table {table!r}, known are {', '.join(TABLES)}")
         body = TABLES[table](found, device or results.DEFAULT_DEVICE)
+        body = body.replace(f"({IMAGES}/", f"({images}/")
         return f"<!-- bench:{match['name']} -->\n{body}\n<!-- /bench:{match['name']} -->"
 
     return _BLOCK.sub(fill, text)
 
 
-def stale(paths: Iterable[Path], found: dict[str, results.Results]) -> dict[Path, str]:
+def stale(root: Path, found: dict[str, results.Results]) -> dict[Path, str]:
     """The documents that say something else than the results, with what they should say."""
     changed = {}
-    for path in paths:
+    for path in documents(root):
         text = path.read_text()
-        wanted = render(text, found, path.name)
+        wanted = render(text, found, str(path.relative_to(root)))
         if wanted != text:
             changed[path] = wanted
     return changed
@@ -118,7 +121,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         paths = args.csv or sorted(RESULTS.glob("*.csv"))
         found = results.load(paths)
         left_out = len(records.read(paths)) - sum(len(one.rows) for one in found.values())
-        changed = stale(documents(root), found)
+        changed = stale(root, found)
     except (DocumentError, ValueError, OSError) as error:
         console.print(str(error), style="red", markup=False)
         return 2
@@ -132,7 +135,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         if not args.check:
             path.write_text(text)
     if not args.check:
-        for path in draw(found, root / "docs" / "img"):
+        for path in draw(found, root / IMAGES):
             console.print(f"drawn: {path.relative_to(root)}")
     return 1 if args.check and changed else 0
 

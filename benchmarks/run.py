@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--shard", help="K/N: this part of the hidden sizes")
     parse.add_argument("--repeats", type=_positive, default=11, help="graph replays per cell")
     parse.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu")
+    parse.add_argument("--threads", type=_positive, help="of torch, on the CPU")
     parse.add_argument("--out", type=Path, help="CSV to append to")
     parse.add_argument("--resume", action="store_true", help="skip cells that --out already has")
     parse.add_argument(
@@ -110,6 +111,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
             return 2
         torch.cuda.set_device(device)
         device = torch.device("cuda", torch.cuda.current_device())
+    if args.threads:
+        torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     try:
         cases = cases_of(args, device)

@@ -11,6 +11,7 @@ from benchmarks.providers import COPY, CPU_PEERS, EMPTY, OURS, PEERS
 from benchmarks.results import Results, of_device
 from benchmarks.shapes import BANDS, FOUNDING_HIDDEN_SIZES, FOUNDING_NUM_TOKENS
 
+IMAGES = "docs/img"
 NOT_MEASURED = "not measured here"
 FOUNDING_DEVICES = ("H200", "B200", "H20")
 FLASHINFER = ("flashinfer_cute", "flashinfer_cuda")
@@ -28,7 +29,7 @@ def us(value: float) -> str:
     """Microseconds to three significant digits; a dash for none."""
     if value != value:
         return "-"
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:.0f}"
 
 
 def ratio(value: float) -> str:
@@ -219,6 +220,17 @@ def cpu(all_results: dict[str, Results], _device: str) -> str:
     return markdown(["tokens x hidden size, us", *columns, "best peer over ours"], rows)
 
 
+def _chart(kind: str, title: str) -> Callable[[dict[str, Results], str], str]:
+    """An image, by its path from the root of the repository; drawn by `benchmarks.charts`."""
+
+    def chart(all_results: dict[str, Results], device: str) -> str:
+        if of_device(all_results, device).part("fused_add", "bf16").empty:
+            return f"{device}, chart of the {title}: {NOT_MEASURED}."
+        return f"![{device}: {title}]({IMAGES}/bench-{kind}-{device.lower()}.png)"
+
+    return chart
+
+
 TABLES: dict[str, Callable[[dict[str, Results], str], str]] = {
     "environment": environment,
     "bounds": bounds,
@@ -230,5 +242,7 @@ TABLES: dict[str, Callable[[dict[str, Results], str], str]] = {
     "losses": losses,
     "missing": missing,
     "floor": floor,
+    "chart-ratio": _chart("ratio", "time of the best peer over ours"),
+    "chart-bandwidth": _chart("bandwidth", "bandwidth against the copy"),
     "cpu": cpu,
 }

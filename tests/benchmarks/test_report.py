@@ -58,7 +58,7 @@ def test_founding_table_takes_the_faster_flashinfer_and_names_who_was_not_measur
 def test_grid_holds_time_and_ratio(found):
     text = tables.TABLES["grid"](found, "H200")
     assert "|  | 1 | 64 | 512 | 4096 |" in text
-    assert "| 1024 | 1 (1.25) | 1.07 (1.25) | 1.52 (1.25) | 5.19 (1.25) |" in text
+    assert "| 1024 | 1.00 (1.25) | 1.07 (1.25) | 1.52 (1.25) | 5.19 (1.25) |" in text
 
 
 def test_losses_name_the_lost_cell_only(found):
@@ -74,7 +74,7 @@ def test_peers_are_compared_one_by_one(found):
 
 
 def test_floor_shows_launch_and_copy(found):
-    assert "| 4096 x 4096 | 17.8 | 0.5 | 17.8 | 1.00 |" in tables.floor(found, "H200")
+    assert "| 4096 x 4096 | 17.8 | 0.500 | 17.8 | 1.00 |" in tables.floor(found, "H200")
 
 
 def test_missing_rows_are_counted_with_their_reason(found):
@@ -83,7 +83,7 @@ def test_missing_rows_are_counted_with_their_reason(found):
 
 
 def test_cpu_table(found):
-    assert "| 8 x 4096 | 10 | 12 | - | 30 | 1.20 |" in tables.cpu(found, "H200")
+    assert "| 8 x 4096 | 10.0 | 12.0 | - | 30.0 | 1.20 |" in tables.cpu(found, "H200")
 
 
 def test_environment_names_machine_commit_and_versions(found):
@@ -118,6 +118,17 @@ def test_render_fills_blocks_and_leaves_the_rest(found):
     assert report.render(text, found) == text
 
 
+def test_numbers_have_three_significant_digits():
+    assert [tables.us(value) for value in (0.5, 1.2, 36.41, 100.4, 1234.5, float("nan"))] == [
+        "0.500",
+        "1.20",
+        "36.4",
+        "100",
+        "1234",
+        "-",
+    ]
+
+
 def test_a_marker_may_name_a_device(found):
     document = "<!-- bench:losses@H100 -->\n<!-- /bench:losses@H100 -->\n"
     assert "H100: not measured here." in report.render(document, found)
@@ -138,18 +149,28 @@ def test_bad_markers_are_one_line(found, document, message):
         report.render(document, found, "README.md")
 
 
+def test_charts_are_linked_from_where_the_document_lies(found):
+    document = "<!-- bench:chart-ratio -->\n<!-- /bench:chart-ratio -->\n"
+    for name, link in (
+        ("README.md", "(docs/img/bench-ratio-h200.png)"),
+        ("docs/performance.md", "(img/bench-ratio-h200.png)"),
+        ("docs/notes/a.md", "(../img/bench-ratio-h200.png)"),
+    ):
+        assert link in report.render(document, found, name)
+
+
 def test_stale_documents_are_found(tmp_path, found):
     path = tmp_path / "README.md"
     path.write_text(DOCUMENT)
-    assert list(report.stale([path], found)) == [path]
+    assert list(report.stale(tmp_path, found)) == [path]
     path.write_text(report.render(DOCUMENT, found))
-    assert report.stale([path], found) == {}
+    assert report.stale(tmp_path, found) == {}
 
 
 def test_the_committed_documents_say_what_the_committed_results_say():
     """README.md and docs/ are made by `make bench-report` and not edited by hand."""
     found = results.load(sorted(report.RESULTS.glob("*.csv")))
-    stale = report.stale(report.documents(report.ROOT), found)
+    stale = report.stale(report.ROOT, found)
     assert not stale, f"run make bench-report: {', '.join(path.name for path in stale)}"
 
 
