@@ -54,6 +54,33 @@ def _is_off() -> bool:
     return reading.value == "0" and reading.warning is None
 
 
+def plan(found: Host, mode: str) -> Registration:
+    """Decide on an adapter without attaching it.
+
+    Parameters
+    ----------
+    found
+        What the installed vLLM offers.
+    mode
+        The value of `HP_NORM_PLUGIN`, other than "0".
+
+    Returns
+    -------
+    Registration
+        The adapter that `register` would attach, or None with the reason.
+    """
+    problem = _library_problem(found)
+    if problem is not None:
+        return Registration(None, f"vLLM's own norm runs: {problem}")
+    adapter = _choose(mode, found)
+    if adapter is None:
+        where = f"vLLM {found.version} has no place for the {mode} adapter"
+        return Registration(None, f"{where}; its own norm runs")
+    name = {"ir": "IR", "layer": "layer"}[adapter]
+    what = f"{name} adapter, fused_add_rms_norm and rms_norm on {found.target}"
+    return Registration(adapter, f"vLLM {found.version}, {what}")
+
+
 def _register() -> Registration:
     from hp_norm_plugin.vllm import compile_cache
 
@@ -67,19 +94,12 @@ def _register() -> Registration:
         logger.warning("hp_norm: %s", warning)
 
     found = detect()
-    adapter = _choose(mode, found)
-    problem = _library_problem(found)
-    if adapter == "ir":
+    planned = plan(found, mode)
+    if found.has_ir and mode != "layer":
         from hp_norm_plugin.vllm import ir_provider
 
-        ir_provider.register_providers(supported=problem is None)
-    if problem is not None:
-        return Registration(None, f"vLLM's own norm runs: {problem}")
-    if adapter is None:
-        return Registration(
-            None, f"vLLM {found.version} has no place for the {mode} adapter; its own norm runs"
-        )
-    return _attach(adapter, found)
+        ir_provider.register_providers(supported=planned.adapter == "ir")
+    return planned if planned.adapter is None else _attach(planned)
 
 
 def _choose(mode: str, found: Host) -> str | None:
@@ -109,26 +129,25 @@ def _library_problem(found: Host) -> str | None:
     return None
 
 
-def _attach(adapter: str, found: Host) -> Registration:
+def _attach(planned: Registration) -> Registration:
+    """Attach the planned adapter, the priority last: a failure before it changes nothing."""
     from hp_norm_plugin import ops
     from hp_norm_plugin.vllm import compile_cache, report
 
-    if adapter == "layer":
+    if planned.adapter == "layer":
         from hp_norm_plugin.vllm import layer
 
         if not layer.replace_layer("RMSNorm", layer.RMSNormLayer):
             return Registration(None, "vLLM's RMSNorm belongs to another plugin; nothing changed")
     digest = f"{ops.library_status().digest}-{compile_cache.source_digest()}"
-    compile_cache.register_in_key(f"{adapter}-{digest}")
+    compile_cache.register_in_key(f"{planned.adapter}-{digest}")
     _replace_gemma()
-    report.log_after_load(adapter)
-    if adapter == "ir":
+    report.log_after_load(planned.adapter)
+    if planned.adapter == "ir":
         from hp_norm_plugin.vllm import ir_provider
 
         ir_provider.put_first()
-    name = {"ir": "IR", "layer": "layer"}[adapter]
-    what = f"{name} adapter, fused_add_rms_norm and rms_norm on {found.target}"
-    return Registration(adapter, f"vLLM {found.version}, {what}")
+    return planned
 
 
 def _replace_gemma() -> None:
