@@ -133,7 +133,7 @@ class BuildLibraries(build_ext):
         version = subprocess.run([self.nvcc, "--version"], capture_output=True, text=True).stdout
         info.update(cuda=version.split("release ")[-1].split(",")[0], archs=[*archs, "PTX"])
         command = [
-            self.nvcc, "-std=c++20", "-O3", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden",
+            self.nvcc, "-std=c++20", "-O3", "--compress-mode=size", "-Xcompiler", "-fPIC,-fvisibility=hidden",
             "-Werror", "all-warnings", "--threads", "2", "-DUSE_CUDA", STABLE_ABI,
             *self.includes, *targets,
         ]

@@ -1,24 +1,33 @@
 """Fused residual-add + RMSNorm for LLM serving: CUDA and CPU operators, and a vLLM plugin."""
 
-from hp_norm_plugin.ops import (
-    LibraryError,
-    LibraryStatus,
-    fused_add_rms_norm,
-    fused_add_rms_norm_,
-    library_status,
-    load_libraries,
-    rms_norm,
-    supports,
-)
+import importlib
 
 __version__ = "0.1.0"
-__all__ = [
-    "LibraryError",
-    "LibraryStatus",
-    "fused_add_rms_norm",
-    "fused_add_rms_norm_",
-    "library_status",
-    "load_libraries",
-    "rms_norm",
-    "supports",
-]
+
+_FROM = {
+    "LibraryError": "ops",
+    "LibraryStatus": "ops",
+    "explain": "rules",
+    "fused_add_rms_norm": "ops",
+    "fused_add_rms_norm_": "ops",
+    "library_status": "ops",
+    "load_libraries": "ops",
+    "rms_norm": "ops",
+    "supports": "ops",
+}
+__all__ = list(_FROM)
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name at its first use.
+
+    `hp_norm_plugin.ops` loads the compiled library and raises where it is broken. The vLLM plugin
+    and `python -m hp_norm_plugin` must be able to say so, so importing the package alone does not.
+    """
+    if name not in _FROM:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_FROM[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_FROM])

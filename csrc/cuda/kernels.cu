@@ -20,11 +20,10 @@ struct Kernels {
     switch (vecs_per_thread) {
       case 1: return row<kVecBytes, 1, kCluster, false>();
       case 2: return row<kVecBytes, 2, kCluster, false>();
-      case 4: return row<kVecBytes, 4, kCluster, false>();
-      case 8:
-        if constexpr (kVecBytes == 16) return row<kVecBytes, 8, kCluster, false>();
+      default:
+        // 32 values a thread are the most, so 32-byte vectors stop at 2.
+        if constexpr (kVecBytes == 16) return row<kVecBytes, 4, kCluster, false>();
         return nullptr;
-      default: return nullptr;
     }
   }
 
@@ -34,8 +33,7 @@ struct Kernels {
       return reinterpret_cast<const void*>(&rms_norm_reread_kernel<T, W, 16 / sizeof(T), kAdd>);
     }
     if (config.options & kNarrow) {
-      constexpr int kVecs = 2 * sizeof(T);  // 32 values a thread
-      return cluster ? row<16, kVecs, true, true>() : row<16, kVecs, false, true>();
+      return cluster ? row<16, kNarrowVecs, true, true>() : row<16, kNarrowVecs, false, true>();
     }
     if (config.vec_bytes == 16) {
       return cluster ? wide<16, true>(config.vecs_per_thread)

@@ -13,20 +13,22 @@ inline constexpr int kWarp = 32;
 inline constexpr int kMaxSharedChunks = 512;
 inline constexpr int64_t kNoLimit = INT64_MAX;
 
-// Cache and order options of a rule, added up in LaunchConfig::options.
+// Options of a rule, added up in LaunchConfig::options.
 enum LaunchOption : int32_t {
-  kLoadEvictFirst = 1,         // x and residual leave L2 first
-  kOutEvictLast = 2,           // the normalised output stays in L2 for the next kernel
-  kResidualOutEvictFirst = 4,  // the residual is read again only after the next layer's work
-  kTriggerEarly = 8,           // launch_dependents before the loads: the next grid starts sooner
-  kResidualOutEvictLast = 16,
-  kNarrow = 32,                // accesses below the vector width, decided by the launcher
-  kReread = 64,                // rows that do not fit in registers: read twice
+  kTriggerEarly = 1,      // launch_dependents before the loads: the next grid starts sooner
+  kPrefetchResidual = 2,  // ask L2 for the first rows' residual before waiting for the grid before
+  kPrefetchAhead = 4,     // each CTA asks L2 for a row that a later CTA will read
+  kNarrow = 8,            // accesses below the vector width, decided by the launcher
+  kReread = 16,           // rows that do not fit in registers: read twice
 };
+
+// How far kPrefetchAhead reaches: what DRAM delivers in about a microsecond.
+// H200 2026-11-22: 4 MiB beats 2 and 8 MiB at 4096 tokens of every width.
+inline constexpr int64_t kAheadBytes = 4 << 20;
 
 struct LaunchConfig {
   int32_t vec_bytes;         // 16, or 32 on sm_100 and later
-  int32_t vecs_per_thread;   // 1, 2, 4 or 8 vectors of the row in a thread's registers
+  int32_t vecs_per_thread;   // 1, 2 or 4 vectors of the row in a thread's registers
   int32_t rows_per_cta;      // rows that share a CTA
   int32_t ctas_per_row;      // CTAs of a cluster that share a row: 1, 2, 4 or 8
   int32_t options;           // LaunchOption bits
@@ -65,19 +67,18 @@ constexpr LaunchShape launch_shape(const LaunchConfig& config, int64_t row_bytes
           static_cast<int32_t>(whole_warps * config.rows_per_cta), static_cast<int32_t>(chunks)};
 }
 
-// The kernels hold a row as float32 in registers: 32 values a thread leave room for 1024 threads,
-// 64 values for 512.
-constexpr int32_t max_threads_per_cta(int32_t vecs_per_thread, int32_t elems_per_vec) {
-  return vecs_per_thread * elems_per_vec > 32 ? 512 : 1024;
-}
+// The kernels hold a row as float32 in registers: up to 32 values a thread, which leaves room for
+// 1024 threads.
+inline constexpr int32_t kMaxThreadsPerCta = 1024;
+inline constexpr int32_t kThreadsPerSm = 2048;
+inline constexpr int32_t kNarrowVecs = 2;
 
 // Whether a kernel for this configuration exists and can hold the row.
-constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes, int32_t elem_bytes) {
+constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes) {
   const int32_t vecs = config.vecs_per_thread;
   const int32_t ctas = config.ctas_per_row;
-  const bool known_width =
-      (config.vec_bytes == 16 && (vecs == 1 || vecs == 2 || vecs == 4 || vecs == 8)) ||
-      (config.vec_bytes == 32 && (vecs == 1 || vecs == 2 || vecs == 4));
+  const bool known_width = (config.vec_bytes == 16 && (vecs == 1 || vecs == 2 || vecs == 4)) ||
+                           (config.vec_bytes == 32 && (vecs == 1 || vecs == 2));
   const bool known_split = ctas == 1 || ((ctas == 2 || ctas == 4 || ctas == 8) &&
                                          config.rows_per_cta == 1);
   if (!known_width || !known_split || config.rows_per_cta < 1) return false;
@@ -85,20 +86,18 @@ constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes, int32_t e
   if (config.options & kReread) {
     return config.vec_bytes == 16 && vecs == 1 && ctas == 1 && config.rows_per_cta == 1;
   }
-  if ((config.options & kNarrow) && (config.vec_bytes != 16 || vecs * (16 / elem_bytes) != 32)) {
-    return false;
-  }
+  if ((config.options & kNarrow) && (config.vec_bytes != 16 || vecs != kNarrowVecs)) return false;
   // Rows of several warps meet at a named barrier each, and there are 15 beside the CTA's own.
   const bool barriers = shape.threads_per_row == kWarp || config.rows_per_cta <= 15;
   return barriers && shape.chunks_per_row <= kMaxSharedChunks &&
-         shape.threads_per_cta <= max_threads_per_cta(vecs, config.vec_bytes / elem_bytes);
+         shape.threads_per_cta <= kMaxThreadsPerCta;
 }
 
-// Accesses below 16 bytes: one kernel a dtype, with 32 values a thread.
-constexpr LaunchConfig narrow_config(int32_t sm, int64_t row_bytes, int32_t elem_bytes) {
+// Accesses below 16 bytes, and any row that no rule takes.
+constexpr LaunchConfig narrow_config(int32_t sm, int64_t row_bytes) {
   for (const int32_t ctas : {1, 2, 4, 8}) {
-    const LaunchConfig config{16, 2 * elem_bytes, 1, ctas, kNarrow};
-    if ((ctas == 1 || sm >= 90) && is_valid(config, row_bytes, elem_bytes)) return config;
+    const LaunchConfig config{16, kNarrowVecs, 1, ctas, kNarrow};
+    if ((ctas == 1 || sm >= 90) && is_valid(config, row_bytes)) return config;
   }
   return {16, 1, 1, 1, kReread};
 }
@@ -108,11 +107,11 @@ constexpr LaunchConfig narrow_config(int32_t sm, int64_t row_bytes, int32_t elem
 inline constexpr int kNumLaunchRules = sizeof(kLaunchRules) / sizeof(kLaunchRules[0]);
 
 // The index of the first rule that matches, or -1.
-constexpr int find_rule(int32_t sm, int64_t row_bytes, int64_t num_tokens, int32_t elem_bytes) {
+constexpr int find_rule(int32_t sm, int64_t row_bytes, int64_t num_tokens) {
   for (int i = 0; i < kNumLaunchRules; ++i) {
     const LaunchRule& rule = kLaunchRules[i];
     if (sm >= rule.min_sm && sm <= rule.max_sm && row_bytes <= rule.max_row_bytes &&
-        num_tokens <= rule.max_tokens && is_valid(rule.config, row_bytes, elem_bytes)) {
+        num_tokens <= rule.max_tokens && is_valid(rule.config, row_bytes)) {
       return i;
     }
   }

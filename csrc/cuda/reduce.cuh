@@ -12,13 +12,13 @@ inline constexpr unsigned kFullWarp = 0xffffffffu;
 
 // Adds adjacent pairs until one sum is left. __fadd_rn is never fused with a multiply.
 template <int kCount>
-__device__ __forceinline__ float sum_tree(float (&values)[kCount]) {
-#pragma unroll
-  for (int width = kCount / 2; width >= 1; width /= 2) {
-#pragma unroll
-    for (int i = 0; i < width; ++i) values[i] = __fadd_rn(values[2 * i], values[2 * i + 1]);
+__device__ __forceinline__ float sum_tree(const float* values) {
+  if constexpr (kCount == 1) {
+    return values[0];
+  } else {
+    constexpr int kHalf = kCount / 2;
+    return __fadd_rn(sum_tree<kHalf>(values), sum_tree<kHalf>(values + kHalf));
   }
-  return values[0];
 }
 
 template <int kElems>
@@ -26,7 +26,7 @@ __device__ __forceinline__ float sum_squares(const float (&h)[kElems]) {
   float squares[kElems];
 #pragma unroll
   for (int i = 0; i < kElems; ++i) squares[i] = __fmul_rn(h[i], h[i]);
-  return sum_tree(squares);
+  return sum_tree<kElems>(squares);
 }
 
 __device__ __forceinline__ float add_across(float value, int lane_bit) {
@@ -73,7 +73,7 @@ __device__ __forceinline__ float sum_run(const float* sums) {
 #pragma unroll
     for (int i = 0; i < kRun; ++i) values[i] = sums[i];
   }
-  return sum_tree(values);
+  return sum_tree<kRun>(values);
 }
 
 template <int kRun>
@@ -84,9 +84,9 @@ __device__ __forceinline__ float sum_run_a_lane(const float* sums, int lane) {
   return sum;
 }
 
-// The smallest number of slots for chunk sums: 4, and then the powers of two.
+// The number of slots for chunk sums: 16, and then the powers of two.
 __host__ __device__ constexpr int padded_chunks(int num_chunks) {
-  int padded = 4;
+  int padded = 16;
   while (padded < num_chunks) padded *= 2;
   return padded;
 }
@@ -95,16 +95,12 @@ __host__ __device__ constexpr int padded_chunks(int num_chunks) {
 // hold zero. Up to 16 chunks every lane reads them all: 4 broadcast reads and 4 levels of adds are
 // shorter than 4 shuffles.
 __device__ __forceinline__ float total_of_chunks(const float* sums, int padded, int lane) {
-  switch (padded) {
-    case 4: return sum_run<4>(sums);
-    case 8: return sum_run<8>(sums);
-    case 16: return sum_run<16>(sums);
-    case 32: return sum_run_a_lane<1>(sums, lane);
-    case 64: return sum_run_a_lane<2>(sums, lane);
-    case 128: return sum_run_a_lane<4>(sums, lane);
-    case 256: return sum_run_a_lane<8>(sums, lane);
-    default: return sum_run_a_lane<16>(sums, lane);
-  }
+  if (padded == 16) return sum_run<16>(sums);
+  if (padded == 32) return sum_run_a_lane<1>(sums, lane);
+  if (padded == 64) return sum_run_a_lane<2>(sums, lane);
+  if (padded == 128) return sum_run_a_lane<4>(sums, lane);
+  if (padded == 256) return sum_run_a_lane<8>(sums, lane);
+  return sum_run_a_lane<16>(sums, lane);
 }
 
 }  // namespace hp_norm

@@ -3,6 +3,8 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -23,19 +25,30 @@ void check_cuda(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string("hp_norm: ") + what + ": " + cudaGetErrorString(error));
 }
 
-int32_t sm_of_device(int32_t device_index) {
+struct Device {
+  int32_t sm;  // 10 x major + minor; 0: not asked yet
+  int32_t num_sms;
+};
+
+int32_t device_attribute(cudaDeviceAttr attribute, int32_t device_index) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device_index), "device attributes");
+  return value;
+}
+
+const Device& device_of(int32_t device_index) {
   constexpr int kMaxDevices = 64;
-  static int32_t known[kMaxDevices] = {};  // 0: not asked yet; a race writes the same value twice
-  if (device_index < kMaxDevices && known[device_index] != 0) return known[device_index];
-  int major = 0;
-  int minor = 0;
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_index),
-             "compute capability");
-  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_index),
-             "compute capability");
-  const int32_t sm = 10 * major + minor;
-  if (device_index < kMaxDevices) known[device_index] = sm;
-  return sm;
+  static std::array<Device, kMaxDevices> known;
+  static std::mutex mutex;
+  if (device_index >= kMaxDevices) throw std::runtime_error("hp_norm: more than 64 devices");
+  const std::lock_guard<std::mutex> lock(mutex);
+  Device& device = known[device_index];
+  if (device.sm == 0) {
+    device.num_sms = device_attribute(cudaDevAttrMultiProcessorCount, device_index);
+    device.sm = 10 * device_attribute(cudaDevAttrComputeCapabilityMajor, device_index) +
+                device_attribute(cudaDevAttrComputeCapabilityMinor, device_index);
+  }
+  return device;
 }
 
 // HP_NORM_PDL=0 launches without programmatic dependent launch.
@@ -92,29 +105,29 @@ LaunchConfig choose_config(const NormCall& call, int32_t sm, int64_t elem_bytes,
   };
   if (forced_config.has_value()) {
     const LaunchConfig& config = *forced_config;
-    const bool usable = is_valid(config, row_bytes, static_cast<int32_t>(elem_bytes)) &&
+    const bool usable = is_valid(config, row_bytes) &&
                         (config.ctas_per_row == 1 || sm >= 90);
     if (!usable || !fits(config)) {
       throw std::runtime_error("hp_norm: the forced launch configuration cannot take these rows");
     }
     return config;
   }
-  const int rule = find_rule(sm, row_bytes, call.num_tokens, static_cast<int32_t>(elem_bytes));
+  const int rule = find_rule(sm, row_bytes, call.num_tokens);
   if (rule >= 0) {
     LaunchConfig config = kLaunchRules[rule].config;
     if (fits(config)) return config;
     // A 32-byte rule serves rows that are aligned to 16 with twice the vectors.
     config = {16, config.vecs_per_thread * 2, config.rows_per_cta, config.ctas_per_row,
               config.options};
-    if (fits(config) && is_valid(config, row_bytes, static_cast<int32_t>(elem_bytes))) {
+    if (fits(config) && is_valid(config, row_bytes)) {
       return config;
     }
   }
-  return narrow_config(sm, row_bytes, static_cast<int32_t>(elem_bytes));
+  return narrow_config(sm, row_bytes);
 }
 
 NormParams make_params(const NormCall& call, const LaunchConfig& config, const LaunchShape& shape,
-                       const Alignment& alignment) {
+                       const Alignment& alignment, const Device& device) {
   const auto option = [&](LaunchOption bit) { return (config.options & bit) != 0; };
   NormParams p{};
   p.x = call.x;
@@ -136,13 +149,17 @@ NormParams make_params(const NormCall& call, const LaunchConfig& config, const L
   p.inverse_size = static_cast<float>(1.0 / static_cast<double>(call.hidden_size));
   p.eps = call.eps;
   p.weight_offset = call.weight_offset;
-  p.load_policy = option(kLoadEvictFirst) ? L2Policy::kEvictFirst : L2Policy::kNormal;
-  p.out_policy = option(kOutEvictLast) ? L2Policy::kEvictLast : L2Policy::kNormal;
-  p.residual_out_policy = option(kResidualOutEvictFirst)  ? L2Policy::kEvictFirst
-                          : option(kResidualOutEvictLast) ? L2Policy::kEvictLast
-                                                          : L2Policy::kNormal;
   p.round_before_weight = call.round_before_weight;
   p.trigger_early = option(kTriggerEarly);
+  if (option(kPrefetchResidual)) {
+    p.first_wave_rows =
+        device.num_sms * kThreadsPerSm / (shape.threads_per_row * config.ctas_per_row);
+  }
+  if (option(kPrefetchAhead)) {
+    const int64_t bytes_per_row =
+        static_cast<int64_t>(shape.vecs_per_row) * config.vec_bytes * (call.residual ? 2 : 1);
+    p.ahead_rows = static_cast<int32_t>(ceil_div(kAheadBytes, bytes_per_row));
+  }
   return p;
 }
 
@@ -152,14 +169,15 @@ void run_cuda(const NormCall& call) {
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_get_current_cuda_stream(call.device_index, &stream));
 
-  const int32_t sm = sm_of_device(call.device_index);
+  const Device& device = device_of(call.device_index);
+  const int32_t sm = device.sm;
   const int64_t elem_bytes = call.dtype == ScalarType::Float ? 4 : 2;
   const Alignment alignment = alignment_of(call, elem_bytes);
   const LaunchConfig config = choose_config(call, sm, elem_bytes, alignment);
   const LaunchShape shape = launch_shape(config, call.hidden_size * elem_bytes);
   const void* kernel = find_kernel(
       {dtype_of(call.dtype), call.weight_is_float32, call.residual != nullptr, config});
-  NormParams params = make_params(call, config, shape, alignment);
+  NormParams params = make_params(call, config, shape, alignment, device);
 
   const int64_t ctas = ceil_div(call.num_tokens, config.rows_per_cta) * config.ctas_per_row;
   if (ctas > INT32_MAX) {

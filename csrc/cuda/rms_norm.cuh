@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cluster.cuh"
+#include "launch_rules.h"
 #include "reduce.cuh"
 #include "vec.cuh"
 
@@ -33,9 +34,8 @@ struct NormParams {
   float inverse_size;       // float32(1 / hidden_size)
   float eps;
   float weight_offset;
-  L2Policy load_policy;
-  L2Policy out_policy;
-  L2Policy residual_out_policy;
+  int32_t first_wave_rows;  // rows whose residual is asked for before the wait (0: none)
+  int32_t ahead_rows;       // how far ahead of its row a CTA asks L2 for x and residual (0: not)
   bool round_before_weight;
   bool trigger_early;
 };
@@ -53,34 +53,43 @@ __device__ __forceinline__ void launch_dependent_grid() {
 #endif
 }
 
+// Has the row's addresses computed before the wait, where they cost no time: ptxas would otherwise
+// sink some 25 instructions behind it (H200, 2026-11-22: 1-3 % of a decode call). A trap that
+// depends on them cannot sink, and is never taken: rows are aligned to their elements.
+template <typename... Pointers>
+__device__ __forceinline__ void settle(Pointers... pointers) {
+  const uint64_t all = (0ull | ... | reinterpret_cast<uint64_t>(pointers));
+  asm volatile("{\n.reg .pred p;\nsetp.eq.u64 p, %0, 1;\n@p trap;\n}" ::"l"(all) : "memory");
+}
+
 // A vector of kElems elements starting at `element` of a row or of the weight.
 template <bool kNarrow, typename T, int kElems>
 __device__ __forceinline__ Vec<T, kElems> load_vec(const T* row, int element, int hidden_size,
-                                                   int access_bytes, uint64_t policy) {
+                                                   int access_bytes) {
   Vec<T, kElems> vec;
   if constexpr (kNarrow) {
     load_narrow(vec.words, row + element, (hidden_size - element) * int(sizeof(T)), access_bytes);
   } else {
-    load_words(vec.words, row + element, policy);
+    load_wide(vec.words, row + element);
   }
   return vec;
 }
 
 template <bool kNarrow, typename T, int kElems>
 __device__ __forceinline__ void store_vec(T* row, const Vec<T, kElems>& vec, int element,
-                                          int hidden_size, int access_bytes, uint64_t policy) {
+                                          int hidden_size, int access_bytes) {
   if constexpr (kNarrow) {
     store_narrow(row + element, vec.words, (hidden_size - element) * int(sizeof(T)), access_bytes);
   } else {
-    store_words(row + element, vec.words, policy);
+    store_wide(row + element, vec.words);
   }
 }
 
 // Weights are shared by all rows, so they take the default cache policy.
 template <bool kNarrow, typename W, int kElems>
-__device__ __forceinline__ void load_weight(Vec<W, kElems>& vec, const void* weight, int element,
+__device__ __forceinline__ void load_weight(Vec<W, kElems>& vec, const W* weight, int element,
                                             const NormParams& p) {
-  const W* from = static_cast<const W*>(weight) + element;
+  const W* from = weight + element;
   if constexpr (kNarrow) {
     load_narrow(vec.words, from, (p.hidden_size - element) * int(sizeof(W)),
                 p.weight_access_bytes);
@@ -124,8 +133,25 @@ __device__ __forceinline__ void normalize(float (&h)[kElems], float rstd, const 
   if (p.round_before_weight) round_to<W>(h);
 }
 
+// 1 / sqrt(x), correctly rounded: the approximation, and one third-order correction from its exact
+// residual 1 - x * y * y. tests/gpu/rsqrt.cu compares all positive floats with __frsqrt_rn, which is
+// 20 ns slower (H200, 2026-11-22).
+__device__ __forceinline__ float correct_rsqrt(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  const float xy = __fmul_rn(x, y);
+  const float xy_low = __fmaf_rn(x, y, -xy);
+  const float r = __fmaf_rn(-xy_low, y, __fmaf_rn(-xy, y, 1.0f));
+  const float correction = __fmaf_rn(__fmul_rn(0.375f, r), r, __fmul_rn(0.5f, r));
+  y = __fmaf_rn(correction, y, y);
+  constexpr float kSmallestNormal = 1.17549435e-38f;
+  constexpr float kLargest = 3.40282347e+38f;
+  const bool usual = x >= kSmallestNormal && x <= kLargest;
+  return usual ? y : __frsqrt_rn(x);
+}
+
 __device__ __forceinline__ float reciprocal_std(float sum_of_squares, const NormParams& p) {
-  return __frsqrt_rn(__fadd_rn(__fmul_rn(sum_of_squares, p.inverse_size), p.eps));
+  return correct_rsqrt(__fadd_rn(__fmul_rn(sum_of_squares, p.inverse_size), p.eps));
 }
 
 // Waits for the `threads` threads of one row of the CTA; ids 1 to 15 are the rows'.
@@ -133,13 +159,11 @@ __device__ __forceinline__ void row_barrier(int row_in_cta, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(row_in_cta + 1), "r"(threads) : "memory");
 }
 
-constexpr int max_threads(int values_per_thread) { return values_per_thread > 32 ? 512 : 1024; }
-
 // One row in the registers of threadIdx.x = 0 .. blockDim.x - 1, of one CTA or (kCluster) of the
 // CTAs of a cluster; threadIdx.y is the row within the CTA. Vector v of the row belongs to chunk
 // v / 32, and a CTA's chunks are contiguous.
 template <typename T, typename W, int kElems, int kVecs, bool kAdd, bool kCluster, bool kNarrow>
-__global__ void __launch_bounds__(max_threads(kElems* kVecs))
+__global__ void __launch_bounds__(kMaxThreadsPerCta)
     rms_norm_kernel(const __grid_constant__ NormParams p) {
   // Weights fetched with the row hide their latency behind it; past 16 values a thread the
   // registers are worth more.
@@ -162,16 +186,24 @@ __global__ void __launch_bounds__(max_threads(kElems* kVecs))
     chunk_sums[slot] = 0.0f;
   }
   if constexpr (kCluster) cluster_sums_prepare(chunks_per_row);
-  const uint64_t load_policy = make_policy(p.load_policy);
-  const uint64_t out_policy = make_policy(p.out_policy);
-  const uint64_t residual_out_policy = make_policy(p.residual_out_policy);
   const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
   const T* residual = static_cast<const T*>(p.residual) + row * p.residual_stride;
   T* out = static_cast<T*>(p.out) + row * p.out_stride;
   T* residual_out = static_cast<T*>(p.residual_out) + row * p.residual_out_stride;
+  const W* weight = static_cast<const W*>(p.weight);
+  settle(x, residual, out, residual_out, weight);
 
+  const bool first_thread_of_row = threadIdx.x == 0 && rank == 0;
+  const uint32_t row_bytes = p.hidden_size * static_cast<uint32_t>(sizeof(T));
+  if (kAdd && !kNarrow && first_thread_of_row && row < p.first_wave_rows) {
+    prefetch_to_l2(residual, row_bytes);
+  }
   wait_for_primary_grid();
   if (p.trigger_early) launch_dependent_grid();
+  if (!kNarrow && first_thread_of_row && p.ahead_rows > 0 && row + p.ahead_rows < p.num_tokens) {
+    prefetch_to_l2(x + p.ahead_rows * p.x_stride, row_bytes);
+    if constexpr (kAdd) prefetch_to_l2(residual + p.ahead_rows * p.residual_stride, row_bytes);
+  }
 
   // Load: every access of the row is in flight before the first is used.
   Vec<T, kElems> x_vec[kVecs] = {};
@@ -181,19 +213,18 @@ __global__ void __launch_bounds__(max_threads(kElems* kVecs))
   for (int i = 0; i < kVecs; ++i) {
     const int vec = first_vec + i * blockDim.x;
     if (vec >= p.vecs_per_row) continue;
-    x_vec[i] = load_vec<kNarrow, T, kElems>(x, vec * kElems, p.hidden_size, p.row_access_bytes,
-                                            load_policy);
+    x_vec[i] = load_vec<kNarrow, T, kElems>(x, vec * kElems, p.hidden_size, p.row_access_bytes);
     if constexpr (kAdd) {
       residual_vec[i] = load_vec<kNarrow, T, kElems>(residual, vec * kElems, p.hidden_size,
-                                                     p.row_access_bytes, load_policy);
+                                                     p.row_access_bytes);
     }
   }
   if constexpr (kEarlyWeight) {
 #pragma unroll
     for (int i = 0; i < kVecs; ++i) {
       const int vec = first_vec + i * blockDim.x;
-      if (vec < p.vecs_per_row && p.weight != nullptr) {
-        load_weight<kNarrow>(weight_vec[i], p.weight, vec * kElems, p);
+      if (vec < p.vecs_per_row && weight != nullptr) {
+        load_weight<kNarrow>(weight_vec[i], weight, vec * kElems, p);
       }
     }
   }
@@ -211,8 +242,7 @@ __global__ void __launch_bounds__(max_threads(kElems* kVecs))
       if (vec < p.vecs_per_row) {
         Vec<T, kElems> rounded;
         rounded.pack(h[i]);
-        store_vec<kNarrow>(residual_out, rounded, vec * kElems, p.hidden_size, p.row_access_bytes,
-                           residual_out_policy);
+        store_vec<kNarrow>(residual_out, rounded, vec * kElems, p.hidden_size, p.row_access_bytes);
       }
     }
     sums[i] = sum_squares(h[i]);
@@ -239,21 +269,21 @@ __global__ void __launch_bounds__(max_threads(kElems* kVecs))
   for (int i = 0; i < kVecs; ++i) {
     const int vec = first_vec + i * blockDim.x;
     if (vec >= p.vecs_per_row) continue;
-    Vec<W, kElems>& weight = weight_vec[kEarlyWeight ? i : 0];
+    Vec<W, kElems>& weight_of_vec = weight_vec[kEarlyWeight ? i : 0];
     if constexpr (!kEarlyWeight) {
-      if (p.weight != nullptr) load_weight<kNarrow>(weight, p.weight, vec * kElems, p);
+      if (weight != nullptr) load_weight<kNarrow>(weight_of_vec, weight, vec * kElems, p);
     }
-    normalize(h[i], rstd, weight, p);
+    normalize(h[i], rstd, weight_of_vec, p);
     Vec<T, kElems> rounded;
     rounded.pack(h[i]);
-    store_vec<kNarrow>(out, rounded, vec * kElems, p.hidden_size, p.row_access_bytes, out_policy);
+    store_vec<kNarrow>(out, rounded, vec * kElems, p.hidden_size, p.row_access_bytes);
   }
 }
 
 // For rows that neither a CTA's registers hold nor a cluster (before sm_90 there are none): the row
 // is read again from L2 for the second pass. One CTA a row, any alignment.
 template <typename T, typename W, int kElems, bool kAdd>
-__global__ void __launch_bounds__(1024) rms_norm_reread_kernel(const __grid_constant__ NormParams p) {
+__global__ void __launch_bounds__(kRereadThreads) rms_norm_reread_kernel(const __grid_constant__ NormParams p) {
   extern __shared__ __align__(16) float chunk_sums[];  // [padded_chunks]
   const int lane = threadIdx.x % 32;
   const int64_t row = blockIdx.x;
@@ -264,7 +294,7 @@ __global__ void __launch_bounds__(1024) rms_norm_reread_kernel(const __grid_cons
   T* residual_out = static_cast<T*>(p.residual_out) + row * p.residual_out_stride;
   const auto load_sum = [&](float(&h)[kElems], int vec) {
     const auto load = [&](const T* from) {
-      return load_vec<true, T, kElems>(from, vec * kElems, p.hidden_size, p.row_access_bytes, 0);
+      return load_vec<true, T, kElems>(from, vec * kElems, p.hidden_size, p.row_access_bytes);
     };
     load(x).unpack(h);
     if constexpr (kAdd) add_residual(h, load(residual));
@@ -272,7 +302,7 @@ __global__ void __launch_bounds__(1024) rms_norm_reread_kernel(const __grid_cons
   const auto store_rounded = [&](T* to, const float(&values)[kElems], int vec) {
     Vec<T, kElems> rounded;
     rounded.pack(values);
-    store_vec<true>(to, rounded, vec * kElems, p.hidden_size, p.row_access_bytes, 0);
+    store_vec<true>(to, rounded, vec * kElems, p.hidden_size, p.row_access_bytes);
   };
 
   wait_for_primary_grid();
@@ -290,9 +320,10 @@ __global__ void __launch_bounds__(1024) rms_norm_reread_kernel(const __grid_cons
     float h[kElems];
     load_sum(h, vec);
     if constexpr (kAdd) store_rounded(residual_out, h, vec);
-    Vec<W, kElems> weight;
-    if (p.weight != nullptr) load_weight<true>(weight, p.weight, vec * kElems, p);
-    normalize(h, rstd, weight, p);
+    Vec<W, kElems> weight_vec;
+    const W* weight = static_cast<const W*>(p.weight);
+    if (weight != nullptr) load_weight<true>(weight_vec, weight, vec * kElems, p);
+    normalize(h, rstd, weight_vec, p);
     store_rounded(out, h, vec);
   }
 }

@@ -84,58 +84,75 @@ __device__ __forceinline__ void round_to(float (&values)[kElems]) {
   rounded.unpack(values);
 }
 
-enum class L2Policy { kNormal, kEvictFirst, kEvictLast };
-
-__device__ __forceinline__ uint64_t make_policy(L2Policy policy) {
-  uint64_t normal, first, last;
-  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(normal));
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(first));
-  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(last));
-  return policy == L2Policy::kEvictFirst ? first : policy == L2Policy::kEvictLast ? last : normal;
-}
-
-// Row data is read and written once: it passes by L1 and takes the L2 eviction policy of the rule.
-// `volatile` keeps the loads behind griddepcontrol.wait.
-__device__ __forceinline__ void load_words(uint32_t (&w)[4], const void* from, uint64_t policy) {
-  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.b32 {%0, %1, %2, %3}, [%4], %5;"
+// Row data is read and written once, so it passes by L1. `volatile` keeps the loads behind
+// griddepcontrol.wait.
+__device__ __forceinline__ void load_16_bytes(uint32_t* w, const void* from) {
+  asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
                : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-               : "l"(from), "l"(policy)
+               : "l"(from)
                : "memory");
 }
 
-__device__ __forceinline__ void store_words(void* to, const uint32_t (&w)[4], uint64_t policy) {
-  asm volatile("st.global.L1::no_allocate.L2::cache_hint.v4.b32 [%0], {%1, %2, %3, %4}, %5;"
+__device__ __forceinline__ void store_16_bytes(void* to, const uint32_t* w) {
+  asm volatile("st.global.L1::no_allocate.v4.b32 [%0], {%1, %2, %3, %4};"
                :
-               : "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(policy)
+               : "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
                : "memory");
 }
 
-__device__ __forceinline__ void load_words(uint32_t (&w)[8], const void* from, uint64_t policy) {
+// 32 bytes in one access from sm_100 on. Before that two of 16, so that the 32-byte path runs, and
+// is tested, on GPUs without 256-bit accesses.
+__device__ __forceinline__ void load_32_bytes(uint32_t* w, const void* from) {
 #if __CUDA_ARCH__ >= 1000
-  asm volatile(
-      "ld.global.L1::no_allocate.L2::cache_hint.v8.b32 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8], %9;"
-      : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3]), "=r"(w[4]), "=r"(w[5]), "=r"(w[6]),
-        "=r"(w[7])
-      : "l"(from), "l"(policy)
-      : "memory");
+  asm volatile("ld.global.L1::no_allocate.v8.b32 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8];"
+               : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3]), "=r"(w[4]), "=r"(w[5]),
+                 "=r"(w[6]), "=r"(w[7])
+               : "l"(from)
+               : "memory");
 #else
-  // Two halves: the 32-byte path runs, and is tested, on GPUs without 256-bit accesses.
-  load_words(reinterpret_cast<uint32_t(&)[4]>(w[0]), from, policy);
-  load_words(reinterpret_cast<uint32_t(&)[4]>(w[4]), static_cast<const char*>(from) + 16, policy);
+  load_16_bytes(w, from);
+  load_16_bytes(w + 4, static_cast<const char*>(from) + 16);
 #endif
 }
 
-__device__ __forceinline__ void store_words(void* to, const uint32_t (&w)[8], uint64_t policy) {
+__device__ __forceinline__ void store_32_bytes(void* to, const uint32_t* w) {
 #if __CUDA_ARCH__ >= 1000
-  asm volatile(
-      "st.global.L1::no_allocate.L2::cache_hint.v8.b32 [%0], {%1, %2, %3, %4, %5, %6, %7, %8}, %9;"
-      :
-      : "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(w[4]), "r"(w[5]), "r"(w[6]),
-        "r"(w[7]), "l"(policy)
-      : "memory");
+  asm volatile("st.global.L1::no_allocate.v8.b32 [%0], {%1, %2, %3, %4, %5, %6, %7, %8};"
+               :
+               : "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(w[4]), "r"(w[5]),
+                 "r"(w[6]), "r"(w[7])
+               : "memory");
 #else
-  store_words(to, reinterpret_cast<const uint32_t(&)[4]>(w[0]), policy);
-  store_words(static_cast<char*>(to) + 16, reinterpret_cast<const uint32_t(&)[4]>(w[4]), policy);
+  store_16_bytes(to, w);
+  store_16_bytes(static_cast<char*>(to) + 16, w + 4);
+#endif
+}
+
+template <int kWords>
+__device__ __forceinline__ void load_wide(uint32_t (&words)[kWords], const void* from) {
+  static_assert(kWords == 4 || kWords == 8, "a vector is 16 or 32 bytes");
+  if constexpr (kWords == 8) {
+    load_32_bytes(words, from);
+  } else {
+    load_16_bytes(words, from);
+  }
+}
+
+template <int kWords>
+__device__ __forceinline__ void store_wide(void* to, const uint32_t (&words)[kWords]) {
+  static_assert(kWords == 4 || kWords == 8, "a vector is 16 or 32 bytes");
+  if constexpr (kWords == 8) {
+    store_32_bytes(to, words);
+  } else {
+    store_16_bytes(to, words);
+  }
+}
+
+// Asks L2 for `bytes` bytes, both multiples of 16, and waits for nothing. It reads no value, so it
+// may come before griddepcontrol.wait.
+__device__ __forceinline__ void prefetch_to_l2(const void* from, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 #endif
 }
 

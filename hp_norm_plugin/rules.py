@@ -1,0 +1,209 @@
+"""The launch rules of csrc/cuda/launch_rules.h, seen from Python: which one serves a size, and why.
+
+Nothing here needs a GPU except `forced`, which makes this thread's CUDA calls use one configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+
+import torch
+
+from hp_norm_plugin import ops
+
+OPTIONS = {
+    "trigger_early": 1,
+    "prefetch_residual": 2,
+    "prefetch_ahead": 4,
+    "narrow": 8,
+    "reread": 16,
+}
+NARROW_VECS = 2
+
+
+class _Config(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int32)
+        for name in ("vec_bytes", "vecs_per_thread", "rows_per_cta", "ctas_per_row", "options")
+    ]
+
+
+class _Rule(ctypes.Structure):
+    _fields_ = [
+        ("min_sm", ctypes.c_int32),
+        ("max_sm", ctypes.c_int32),
+        ("max_row_bytes", ctypes.c_int64),
+        ("max_tokens", ctypes.c_int64),
+        ("config", _Config),
+        ("evidence", ctypes.c_char_p),
+    ]
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int32)
+        for name in ("vecs_per_row", "threads_per_row", "threads_per_cta", "chunks_per_row")
+    ]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A launch configuration: how a row is laid over threads. See csrc/cuda/launch_rules.h."""
+
+    vec_bytes: int
+    vecs_per_thread: int
+    rows_per_cta: int = 1
+    ctas_per_row: int = 1
+    options: int = 0
+
+    def native(self) -> _Config:
+        """The C structure."""
+        return _Config(*astuple(self))
+
+    def is_valid(self, row_bytes: int) -> bool:
+        """Whether a kernel exists that holds rows of `row_bytes` this way."""
+        return bool(_library().hp_norm_is_valid(ctypes.byref(self.native()), row_bytes))
+
+    def option_names(self) -> list[str]:
+        """The options that are set, by name."""
+        return [name for name, bit in OPTIONS.items() if self.options & bit]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The rule that serves a call, and the launch that follows from it."""
+
+    index: int  # in the table; -1: no table rule, a narrow or re-reading kernel
+    sm: int
+    config: Config
+    threads_per_row: int
+    threads_per_cta: int
+    num_ctas: int
+    evidence: str
+
+    def describe(self) -> str:
+        """One line, for tables and logs."""
+        c = self.config
+        name = f"rule {self.index}" if self.index >= 0 else "fallback"
+        parts = [
+            f"{name}: {c.vec_bytes}-byte vectors",
+            f"{c.vecs_per_thread} a thread",
+            f"{self.threads_per_row} threads a row",
+        ]
+        if c.rows_per_cta > 1:
+            parts.append(f"{c.rows_per_cta} rows a CTA")
+        if c.ctas_per_row > 1:
+            parts.append(f"cluster of {c.ctas_per_row}")
+        return ", ".join([*parts, *c.option_names()])
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = ops.native_library(ops.CPU_LIBRARY)
+    library.hp_norm_rule.restype = ctypes.c_char_p
+    library.hp_norm_find_rule.argtypes = [ctypes.c_int32, ctypes.c_int64, ctypes.c_int64]
+    library.hp_norm_narrow_config.argtypes = [ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p]
+    library.hp_norm_is_valid.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    library.hp_norm_launch_shape.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+    return library
+
+
+def table() -> list[tuple[int, int, int, int, Config, str]]:
+    """Every rule: (min_sm, max_sm, max_row_bytes, max_tokens, config, evidence), in match order."""
+    rules = []
+    for index in range(_library().hp_norm_num_rules()):
+        rule = _Rule()
+        evidence = _library().hp_norm_rule(index, ctypes.byref(rule)).decode()
+        config = Config(*(getattr(rule.config, name) for name, _ in _Config._fields_))
+        rules.append(
+            (rule.min_sm, rule.max_sm, rule.max_row_bytes, rule.max_tokens, config, evidence)
+        )
+    return rules
+
+
+def sm_of(device: torch.device | str | int) -> int:
+    """10 x major + minor of a CUDA device, or of a name such as "sm_90"."""
+    if isinstance(device, str) and device.startswith("sm_"):
+        return int(device.removeprefix("sm_"))
+    device = torch.device(device)
+    if device.type != "cuda":
+        raise ValueError(f"explain: device: must be a CUDA device or such as sm_90, got {device}")
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def explain(
+    num_tokens: int,
+    hidden_size: int,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str | int = "cuda",
+) -> Rule:
+    """The rule that a call with aligned rows takes.
+
+    Parameters
+    ----------
+    num_tokens, hidden_size : int
+        Rows, and elements a row.
+    dtype : torch.dtype
+        Of x: bfloat16, float16 or float32.
+    device : torch.device, str or int
+        A CUDA device, or an architecture such as "sm_90", for which no GPU is needed.
+    """
+    sm = sm_of(device)
+    row_bytes = hidden_size * dtype.itemsize
+    index = _library().hp_norm_find_rule(sm, row_bytes, num_tokens)
+    config, evidence = None, "no rule: accesses below 16 bytes, or a row too long for a CTA"
+    if index >= 0:
+        *_, config, evidence = table()[index]
+        if row_bytes % config.vec_bytes:
+            half = Config(16, 2 * config.vecs_per_thread, *astuple(config)[2:])
+            usable = row_bytes % 16 == 0 and half.is_valid(row_bytes)
+            config, index = (half, index) if usable else (None, -1)
+    if config is None:
+        native = _Config()
+        _library().hp_norm_narrow_config(sm, row_bytes, ctypes.byref(native))
+        config = Config(*(getattr(native, name) for name, _ in _Config._fields_))
+    shape = _Shape()
+    _library().hp_norm_launch_shape(ctypes.byref(config.native()), row_bytes, ctypes.byref(shape))
+    num_ctas = -(-num_tokens // config.rows_per_cta) * config.ctas_per_row
+    return Rule(
+        index, sm, config, shape.threads_per_row, shape.threads_per_cta, num_ctas, evidence
+    )
+
+
+def candidates(hidden_size: int, dtype: torch.dtype, sm: int) -> list[Config]:
+    """Every configuration without options that can hold such rows, for tests and tuning."""
+    row_bytes = hidden_size * dtype.itemsize
+    found = [
+        Config(vec_bytes, vecs, rows, ctas)
+        for vec_bytes in (16, 32)
+        for vecs in (1, 2, 4)
+        for ctas in ((1, 2, 4, 8) if sm >= 90 else (1,))
+        for rows in ((1, 2, 4, 8) if ctas == 1 else (1,))
+        if row_bytes % vec_bytes == 0
+    ]
+    found += [
+        Config(16, NARROW_VECS, rows, ctas, OPTIONS["narrow"])
+        for ctas in ((1, 2, 4, 8) if sm >= 90 else (1,))
+        for rows in ((1, 2) if ctas == 1 else (1,))
+    ]
+    found.append(Config(16, 1, options=OPTIONS["reread"]))
+    return [config for config in found if config.is_valid(row_bytes)]
+
+
+@contextlib.contextmanager
+def forced(config: Config) -> Iterator[None]:
+    """Within it, this thread's CUDA calls of the operators use `config` instead of the rules.
+
+    A call whose rows it cannot take raises RuntimeError. For tests and tuning.
+    """
+    library = ops.native_library(ops.CUDA_LIBRARY)
+    library.hp_norm_force_config(ctypes.byref(config.native()))
+    try:
+        yield
+    finally:
+        library.hp_norm_force_config(None)
