@@ -27,6 +27,7 @@ class Registration:
 
 
 _registration: Registration | None = None
+_announced: Registration | None = None  # the one that was logged
 
 
 def registration() -> Registration | None:
@@ -45,8 +46,22 @@ def register() -> None:
         logger.exception("hp_norm: registration failed; vLLM's own norm runs")
         _registration = Registration(None, f"registration failed: {error!r}")
     else:
-        level = logging.INFO if _registration.adapter or _is_off() else logging.WARNING
+        announce()
+
+
+def announce() -> None:
+    """Log this process's line, once.
+
+    Newer vLLM configures its logging after it has loaded the plugins of its first process, and the
+    line would be lost there: what runs later (the priority, the report) calls this again.
+    """
+    global _announced
+    if _registration is None or _announced is _registration:
+        return
+    level = logging.INFO if _registration.adapter or _is_off() else logging.WARNING
+    if logger.isEnabledFor(level):
         logger.log(level, "hp_norm: %s", _registration.reason)
+        _announced = _registration
 
 
 def _is_off() -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hp_norm_plugin import settings
-from hp_norm_plugin.vllm import policy
+from hp_norm_plugin.vllm import announce, policy
 
 logger = logging.getLogger("vllm.hp_norm")
 
@@ -135,6 +135,7 @@ def put_first() -> None:
     @functools.wraps(original)
     def with_hp_norm(vllm_config: Any) -> Any:
         priority = original(vllm_config)
+        announce()
         try:
             if policy.stand_aside(vllm_config) is None:
                 provider = COMPILED if policy.uses_inductor(vllm_config) else EAGER

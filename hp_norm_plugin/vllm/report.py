@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hp_norm_plugin import settings
-from hp_norm_plugin.vllm import policy
+from hp_norm_plugin.vllm import announce, policy
 
 logger = logging.getLogger("vllm.hp_norm")
 
@@ -76,6 +76,7 @@ def log_after_load(adapter: str) -> None:
     @functools.wraps(original)
     def load_model(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
         model = original(self, vllm_config, *args, **kwargs)
+        announce()
         try:
             counts = count_layers(model, vllm_config, adapter)
             if counts:

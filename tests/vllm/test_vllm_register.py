@@ -73,6 +73,20 @@ def test_unknown_value_is_off_with_one_warning(clean, lines, monkeypatch):
     assert "HP_NORM_PLUGIN='yes please' is not one of" in lines()[0][1]
 
 
+def test_the_line_waits_for_vllm_to_configure_its_logging(clean, lines):
+    """vLLM 0.32 loads the plugins of its first process before it has a log handler."""
+    import logging
+
+    logger = logging.getLogger("vllm.hp_norm")
+    logger.setLevel(logging.WARNING)
+    clean.register()
+    assert lines() == []
+    logger.setLevel(logging.INFO)
+    priority()
+    priority()
+    assert [text for _, text in lines()] == [f"hp_norm: {clean.registration().reason}"]
+
+
 def test_layer_adapter_on_request(clean, monkeypatch):
     from vllm.model_executor import custom_op
 

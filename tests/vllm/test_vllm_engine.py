@@ -1,0 +1,79 @@
+"""Whole engines: the operator runs in them, off means off, and a toggle never mixes graphs up."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "serve_llama.py"
+
+pytestmark = pytest.mark.engine
+
+
+def run(python, out, *arguments):
+    """Run examples/serve_llama.py and return its exit status, output and JSON."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HP_NORM_PLUGIN")}
+    done = subprocess.run(
+        [python, str(EXAMPLE), *arguments, "--out", str(out)],
+        capture_output=True, text=True, env=environment, timeout=900,
+    )  # fmt: skip
+    results = list(out.glob("*.json"))
+    assert len(results) == 1, done.stdout + done.stderr
+    return done, json.loads(results[0].read_text())
+
+
+def test_three_starts_in_one_cache(python, tmp_path):
+    """On, off, on: each setting has one key, its own, and runs its own graph."""
+    done, result = run(python, tmp_path, "cache", "--model", "tiny-llama", "--starts", "3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    on, off, again = result["starts"]
+    # Two layers have two norms each, and one is at the end.
+    assert [start["hp_norm_per_step"] for start in result["starts"]] == [5, 0, 5]
+    assert on["cache_dir"] == again["cache_dir"] != off["cache_dir"]
+    assert on["tokens"] == again["tokens"]
+    log = (tmp_path / "engine_start1_on.log").read_text()
+    assert log.count("IR adapter, fused_add_rms_norm and rms_norm on") == 1
+    assert "hp_norm: LlamaForCausalLM: 5 of 5 norm layers on the operator" in log
+    assert "hp_norm: Llama" not in (tmp_path / "engine_start2_off.log").read_text()
+
+
+TWO_ENGINES = """
+import sys
+import torch
+from vllm import LLM, SamplingParams
+
+sys.path.insert(0, sys.argv[1])
+from serving import models
+
+path = models.resolve("tiny-llama").path
+params = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True, detokenize=False)
+prompt = [{"prompt_token_ids": list(range(5, 21))}]
+options = dict(model=path, enforce_eager=True, max_model_len=64, max_num_seqs=2,
+               kv_cache_memory_bytes=2**26, skip_tokenizer_init=True, seed=0)
+engines = [LLM(**options) for _ in range(2)]
+import hp_norm_plugin.vllm as plugin
+print("ADAPTER", plugin.registration().adapter)
+for engine in engines:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        out = engine.generate(prompt, params, use_tqdm=False)
+    calls = sum(e.count for e in profile.key_averages() if e.key.startswith("hp_norm::"))
+    print("CALLS", calls, list(out[0].outputs[0].token_ids))
+"""
+
+
+def test_two_engines_in_one_process(python):
+    """Both run the operator, eagerly here, which is the in-place path."""
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
+    environment.pop("HP_NORM_PLUGIN", None)
+    done = subprocess.run(
+        [python, "-c", TWO_ENGINES, str(EXAMPLE.parent)],
+        capture_output=True, text=True, env=environment, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "ADAPTER ir" in done.stdout
+    calls = [line for line in done.stdout.splitlines() if line.startswith("CALLS")]
+    assert len(calls) == 2 and calls[0] == calls[1]
+    # Five norms in each of five steps.
+    assert calls[0].startswith("CALLS 25 ")
