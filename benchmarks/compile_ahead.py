@@ -12,9 +12,12 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
 import torch
@@ -57,12 +60,23 @@ def compile_case(provider: Provider, case: Case, device: torch.device) -> None:
     provider.bind(case)(x, residual, torch.ones(case.hidden_size, **options))
 
 
+def hide_main_module() -> None:
+    """Make Inductor's cache keys the same in this process and in the workers.
+
+    The key holds the pickle of ``torch.contiguous_format``, which pickle names by the first loaded
+    module that has it.  ``multiprocessing`` lists the script that was started as ``__mp_main__``,
+    early in a worker and late or early in its parent, and pickle skips ``__main__`` alone.
+    """
+    sys.modules.pop("__mp_main__", None)
+
+
 _in_worker: dict[str, Provider] = {}
 
 
 def _start_worker(device: str) -> None:
     import torch._inductor.config as inductor
 
+    hide_main_module()
     torch.set_grad_enabled(False)
     # The workers share the device, so what they would find by trying configurations is noise:
     # keep it out of the cache, and let the main process try them alone on the device.
@@ -96,31 +110,36 @@ def run(
         return
     deadline = time.monotonic() + seconds
     count = workers or min(16, os.cpu_count() or 1, max(1, len(in_workers)))
-    done = 0
+    done, errors = 0, Counter()
 
     def finished(task: Task, error: BaseException | None) -> None:
         nonlocal done
         done += 1
         if error is not None:
-            text = one_line(f"{type(error).__name__}: {error}")
-            log.warning("compile ahead: %s, %s: %s", task[0], task[1], text)
+            errors[f"{task[0]}: " + one_line(f"{type(error).__name__}: {error}")] += 1
         advance(task[0], done, len(todo))
 
+    hide_main_module()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, context, _start_worker, (str(device),)) as pool:
-        futures: dict[Future, Task] = {
-            pool.submit(_compile_in_worker, task, str(device)): task for task in in_workers
-        }
-        for task in here:
-            finished(task, _compile_here(by_name[task[0]], task[1], device))
-        pending = set(futures)
-        while pending and time.monotonic() < deadline:
-            completed, pending = wait(pending, timeout=0.5)
-            for future in completed:
-                finished(futures[future], future.exception())
-        if pending:
-            log.warning("compile ahead: time is up, %d left to the cells", len(pending))
-            pool.shutdown(wait=False, cancel_futures=True)
+    try:
+        with ProcessPoolExecutor(count, context, _start_worker, (str(device),)) as pool:
+            futures: dict[Future, Task] = {
+                pool.submit(_compile_in_worker, task, str(device)): task for task in in_workers
+            }
+            for task in here:
+                finished(task, _compile_here(by_name[task[0]], task[1], device))
+            pending = set(futures)
+            while pending and time.monotonic() < deadline:
+                completed, pending = wait(pending, timeout=0.5)
+                for future in completed:
+                    finished(futures[future], future.exception())
+            if pending:
+                log.warning("compile ahead: time is up, %d left to the cells", len(pending))
+                pool.shutdown(wait=False, cancel_futures=True)
+    except BrokenProcessPool as error:
+        errors[one_line(str(error))] += 1
+    for text, times in errors.items():
+        log.warning("compile ahead: %s (%d times); left to the cells", text, times)
 
 
 def _compile_here(provider: Provider, case: Case, device: torch.device) -> Exception | None:

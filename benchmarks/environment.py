@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import platform
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import timing
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,12 +89,17 @@ class Clocks:
         try:
             import pynvml
         except ImportError:
+            log.warning("no clocks in the results: nvidia-ml-py is not installed")
             return
-        pynvml.nvmlInit()
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
-        self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        try:
+            pynvml.nvmlInit()
+            uuid = torch.cuda.get_device_properties(device).uuid
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+            self.driver = pynvml.nvmlSystemGetDriverVersion()
+        except pynvml.NVMLError as error:
+            log.warning("no clocks in the results: NVML says %s", error)
+            return
         self._nvml = pynvml
-        self.driver = pynvml.nvmlSystemGetDriverVersion()
 
     def read(self) -> tuple[int | None, int | None]:
         """The SM and the memory clock in MHz at this moment."""

@@ -1,4 +1,7 @@
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
 
@@ -58,7 +61,7 @@ def test_a_failed_compilation_is_logged_and_not_fatal(caplog):
     broken = Provider("flashinfer_cute", "1", bind, "hidden_size")
     with caplog.at_level(logging.WARNING):
         compile_ahead.run([broken], CASES[:1], CPU, seconds=60)
-    assert "flashinfer_cute, fused_add bf16 1 x 64: RuntimeError: no such hidden" in caplog.text
+    assert "flashinfer_cute: RuntimeError: no such hidden size (1 times); left" in caplog.text
 
 
 def test_a_worker_reports_a_provider_that_it_cannot_load(caplog):
@@ -67,6 +70,16 @@ def test_a_worker_reports_a_provider_that_it_cannot_load(caplog):
     with caplog.at_level(logging.WARNING):
         compile_ahead.run([unknown], CASES[:1], CPU, seconds=120, workers=1)
     assert "not_there" in caplog.text and "unknown provider" in caplog.text
+
+
+def test_workers_that_cannot_start_are_one_warning(caplog, monkeypatch):
+    """A device that takes one process only breaks the pool; the cells then compile themselves."""
+    monkeypatch.setattr(compile_ahead, "_start_worker", exit)
+    workers = provider("inductor", "shape", disk_cache=True)
+    with caplog.at_level(logging.WARNING):
+        compile_ahead.run([workers], CASES, CPU, seconds=120, workers=1)
+    assert len(caplog.records) == 1
+    assert "inductor: BrokenProcessPool" in caplog.text and "4 times" in caplog.text
 
 
 def test_compiling_makes_one_call_of_the_right_shape():
@@ -78,3 +91,26 @@ def test_compiling_makes_one_call_of_the_right_shape():
     plain = shapes.Case("plain", "fp16", 3, 16)
     compile_ahead.compile_case(Provider("quack", "1", bind, "shape"), plain, CPU)
     assert calls == [((3, 16), None, (16,))]
+
+
+SCRIPT = """
+import torch, multiprocessing, pickle, sys
+sys.path.insert(0, {root!r})
+from benchmarks import compile_ahead
+if __name__ == "__main__":
+    compile_ahead.hide_main_module()
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(1, compile_ahead._start_worker, ("cpu",)) as pool:
+        there = pool.apply(pickle.dumps, (torch.contiguous_format,))
+    print(pickle.dumps(torch.contiguous_format) == there)
+"""
+
+
+def test_workers_and_the_run_agree_on_inductors_cache_key(tmp_path):
+    """What workers compiled was never found: the key named ``__mp_main__``, the run as a worker
+    sees it, as the home of ``torch.contiguous_format``."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(root=str(Path(compile_ahead.__file__).parents[1])))
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]
