@@ -49,8 +49,8 @@ def rule_of(case: Case, device: torch.device) -> str:
         return ""
     import hp_norm_plugin
 
-    rule = hp_norm_plugin.explain(case.num_tokens, case.hidden_size, case.torch_dtype, device)
-    return rule.describe()
+    shape = (case.num_tokens, case.hidden_size, case.torch_dtype)
+    return hp_norm_plugin.explain(*shape, device, add=case.op == "fused_add").describe()
 
 
 def run(

@@ -54,7 +54,8 @@ def describe(device: torch.device) -> Environment:
     """Describe the device and the software."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     if device.type == "cpu":
-        name = f"{cpu_name()}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        name = f"{cpu_name()}, {threads} thread{'s' * (threads > 1)}"
         return Environment(commit(), now, name, "", "", torch.__version__, timing.CPU_CACHE_BYTES)
     properties = torch.cuda.get_device_properties(device)
     return Environment(

@@ -42,11 +42,15 @@ class Results:
 
 
 def load(paths: Iterable[Path]) -> dict[str, Results]:
-    """Results by short device name; rows of a forced protocol are left out."""
+    """Results by short device name, each of the one device that was measured last under it.
+
+    Rows of a forced protocol are left out.
+    """
     frame = analysis.latest(analysis.default_protocol(records.read(paths)))
     found = {}
     for name, rows in frame.groupby(frame["device"].map(short_name), sort=True):
-        rows = rows.reset_index(drop=True)
+        newest = rows.sort_values("date", kind="stable")["device"].iloc[-1]
+        rows = rows[rows["device"] == newest].reset_index(drop=True)
         found[name] = Results(name, rows, analysis.ours_against_peers(rows))
     return found
 

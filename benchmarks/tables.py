@@ -209,7 +209,9 @@ def cpu(all_results: dict[str, Results], _device: str) -> str:
     results = of_device(all_results, "CPU")
     times = results.times("fused_add", "bf16")
     if times.empty:
-        return f"CPU: {NOT_MEASURED}; `python -m benchmarks.run --device cpu` measures it."
+        return (
+            f"CPU: {NOT_MEASURED}; `python -m benchmarks.run --device cpu --threads 1` measures it."
+        )
     columns = [OURS, *CPU_PEERS]
     times = times.reindex(columns=columns)
     rows = []

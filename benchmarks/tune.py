@@ -51,7 +51,7 @@ class Result:
 
 
 def name_of(config: Config) -> str:
-    """A name that says everything: ``candidate:16B x2, 4 rows, 1 CTA, load_evict_first``."""
+    """A name that says everything: ``candidate:16B x2, 4 rows, 1 CTA, trigger_early``."""
     rows, ctas = config.rows_per_cta, config.ctas_per_row
     parts = [f"{config.vec_bytes}B x{config.vecs_per_thread}"]
     parts.append(f"{rows} row{'s' * (rows > 1)}")

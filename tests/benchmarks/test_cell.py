@@ -113,6 +113,17 @@ def test_the_protocol_can_be_forced(bench):
     assert rows[0].protocol == "cold"
 
 
+def test_the_rule_is_the_one_of_the_operator_that_runs(monkeypatch):
+    from hp_norm_plugin import rules
+
+    monkeypatch.setattr(rules, "sm_of", lambda device: 90)
+    gpu = torch.device("cuda:0")
+    for op, add in (("fused_add", True), ("plain", False)):
+        expected = rules.explain(8, 4096, torch.bfloat16, gpu, add=add).describe()
+        assert cell.rule_of(Case(op, "bf16", 8, 4096), gpu) == expected
+    assert cell.rule_of(CASE, torch.device("cpu")) == ""
+
+
 def test_commit_comes_from_the_environment_first(monkeypatch):
     monkeypatch.setenv("HP_NORM_COMMIT", "f00ba4")
     assert environment.commit() == "f00ba4"

@@ -42,6 +42,16 @@ def test_devices_are_told_apart(found):
     assert results.short_name("AMD EPYC 9654") == "CPU"
 
 
+def test_two_devices_of_one_name_are_not_mixed(tmp_path, cell_rows):
+    writer = records.Writer(tmp_path / "a.csv")
+    for threads, us, date in ((2, 5.0, "2026-01-01"), (1, 9.0, "2026-01-02")):
+        device = {"device": f"a CPU, {threads} threads", "cuda": "", "date": date}
+        writer.write(cell_rows(1, 4096, {"hp_norm": us, "torch": 20.0}, **device))
+    writer.close()
+    found = results.load([tmp_path / "a.csv"])
+    assert found["CPU"].times("fused_add", "bf16")["hp_norm"].tolist() == [9.0]
+
+
 def test_founding_table_takes_the_faster_flashinfer_and_names_who_was_not_measured(found):
     lines = tables.founding(found, "H200").splitlines()
     assert lines[0] == (

@@ -7,25 +7,26 @@ from benchmarks import tune
 from hp_norm_plugin import rules
 from hp_norm_plugin.rules import Config
 
+FIRST, SECOND, *_ = rules.OPTIONS
+
 
 def test_names_tell_configurations_apart():
-    configs = tune.with_options(
-        rules.candidates(4096, torch.bfloat16, 90), ["load_evict_first", "out_evict_last"]
-    )
-    names = [tune.name_of(config) for config in configs]
+    candidates = rules.candidates(4096, torch.bfloat16, 90)
+    names = [tune.name_of(config) for config in tune.with_options(candidates, [FIRST, SECOND])]
     assert len(set(names)) == len(names) > 8
     assert tune.name_of(Config(16, 2, 4, 1, 0)) == "candidate:16B x2, 4 rows, 1 CTA"
-    named = tune.name_of(Config(16, 1, 1, 8, rules.OPTIONS["load_evict_first"]))
-    assert named == "candidate:16B x1, 1 row, 8 CTAs, load_evict_first"
+    named = tune.name_of(Config(16, 1, 1, 8, rules.OPTIONS[FIRST]))
+    assert named == f"candidate:16B x1, 1 row, 8 CTAs, {FIRST}"
 
 
 def test_every_subset_of_the_options_once():
-    configs = tune.with_options([Config(16, 1)], ["load_evict_first", "trigger_early"])
-    assert sorted(config.options for config in configs) == [0, 1, 8, 9]
+    configs = tune.with_options([Config(16, 1)], [FIRST, SECOND])
+    first, second = rules.OPTIONS[FIRST], rules.OPTIONS[SECOND]
+    assert [config.options for config in configs] == [0, first, second, first + second]
 
 
 def test_an_unknown_option_is_refused():
-    with pytest.raises(ValueError, match="options: must be of load_evict_first, .*, got speed"):
+    with pytest.raises(ValueError, match=f"options: must be of {FIRST}, .*, got speed"):
         tune.with_options([Config(16, 1)], ["speed"])
 
 
