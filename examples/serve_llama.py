@@ -5,6 +5,7 @@
     python examples/serve_llama.py --model Qwen3-8B     # an architecture of examples/models
     python examples/serve_llama.py --model /path/to/checkpoint --batch-sizes 1 32
 
+    python examples/serve_llama.py server               # vllm serve, driven by vllm bench serve
     python examples/serve_llama.py tokens               # do greedy tokens agree, off against on
     python examples/serve_llama.py cache                # starts in one compile cache, on and off
 
@@ -16,11 +17,12 @@ something could not start.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
 from rich.console import Console
-from serving import agreement, cache, models, offline, report
+from serving import agreement, cache, models, offline, report, server
 from serving.client import EngineError
 
 
@@ -30,7 +32,7 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("mode", nargs="?", choices=["offline", "tokens", "cache"], default="offline")
+    add("mode", nargs="?", choices=["offline", "server", "tokens", "cache"], default="offline")
     add(
         "--model",
         default="Llama-3.1-8B" if gpu else "tiny-llama",
@@ -57,6 +59,9 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
     add("--max-model-len", type=int, default=None)
     add("--seed", type=int, default=0)
     add("--seeds", type=int, default=3, help="tokens: how many prompts")
+    add("--port", type=int, default=8731, help="server: this port and the next are used")
+    add("--request-rates", type=float, nargs="*", help="server: instead of concurrencies")
+    add("--num-prompts", type=int, default=64 if gpu else 8, help="server: requests of one drive")
     add("--starts", type=int, default=5 if gpu else 3, help="cache: on, off, on, off, on")
     add("--out", default="serve_llama_out", help="directory for the JSON and the logs")
     args = parser.parse_args(argv)
@@ -83,6 +88,20 @@ def run_offline(model: models.Model, args: argparse.Namespace, console: Console)
     where = "GPU" if args.gpu else "CPU"
     title = f"{model.name}, vLLM {state['vllm']}, {where}: plugin off against on"
     report.print_offline(console, title, result)
+    report.chart(Path(args.out) / "serve_llama_offline.png", title, report.offline_bars(result))
+    console.print(state["reason"], highlight=False)
+    return {**result, "ok": ran or args.may_stand_aside, "verdict": sentence}
+
+
+def run_server(model: models.Model, args: argparse.Namespace, console: Console) -> dict:
+    """Compare two servers under load."""
+    result = server.run(model, args)
+    ran, sentence = server.verdict(result)
+    state = result["proof"]["on"]["state"]
+    title = f"{model.name}, vllm serve: plugin off against on"
+    report.print_server(console, title, result, server.METRICS)
+    bars = report.server_bars(result, server.METRICS)
+    report.chart(Path(args.out) / "serve_llama_server.png", title, bars)
     console.print(state["reason"], highlight=False)
     return {**result, "ok": ran or args.may_stand_aside, "verdict": sentence}
 
@@ -106,12 +125,22 @@ def main(argv: list[str] | None = None) -> int:
     """Run one mode and return the exit status."""
     console = Console()
     args = parse(argv, has_gpu())
-    modes = {"offline": run_offline, "tokens": run_tokens, "cache": run_cache}
+    modes = {
+        "offline": run_offline,
+        "server": run_server,
+        "tokens": run_tokens,
+        "cache": run_cache,
+    }
+    # A plain kill must end the engines as Ctrl-C does: through the context managers.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         result = modes[args.mode](models.resolve(args.model), args, console)
     except (EngineError, ValueError) as error:
         Console(stderr=True).print(f"[red]{error}[/red]", highlight=False)
         return 2
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; engines ended")
+        return 130
     path = Path(args.out) / f"serve_llama_{args.mode}.json"
     report.write_json(path, {**result, "arguments": vars(args)})
     console.print(f"{result['verdict']}\nwritten to {path}", highlight=False)

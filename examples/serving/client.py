@@ -121,7 +121,7 @@ class EngineClient:
             try:
                 self.resume()
                 self.send("quit")
-                self._process.wait(20)
+                self._process.wait(10)
             except (EngineError, ProcessLookupError, subprocess.TimeoutExpired):
                 pass  # the group is ended below either way
         try:

