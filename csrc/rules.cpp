@@ -13,8 +13,9 @@ HP_NORM_EXPORT const char* hp_norm_rule(int32_t index, hp_norm::LaunchRule* rule
   return rule->evidence;
 }
 
-HP_NORM_EXPORT int32_t hp_norm_find_rule(int32_t sm, int64_t row_bytes, int64_t num_tokens) {
-  return hp_norm::find_rule(sm, row_bytes, num_tokens);
+HP_NORM_EXPORT int32_t hp_norm_find_rule(int32_t sm, int32_t op, int64_t row_bytes,
+                                         int64_t num_tokens) {
+  return hp_norm::find_rule(sm, static_cast<hp_norm::RuleOp>(op), row_bytes, num_tokens);
 }
 
 HP_NORM_EXPORT void hp_norm_narrow_config(int32_t sm, int64_t row_bytes,

@@ -24,6 +24,10 @@ CUDA_LIBRARY = LIB / "libhp_norm_cuda.so"
 REBUILD = "HP_NORM_CUDA=require pip install --no-build-isolation --force-reinstall hp-norm-plugin"
 
 
+# A torch.library.Library takes its registrations back when it is collected.
+_libraries: list[torch.library.Library] = []
+
+
 class LibraryError(ImportError):
     """The compiled library is missing, or does not load under this torch."""
 
@@ -77,6 +81,7 @@ def load_libraries() -> LibraryStatus:
             f"rebuild it: {REBUILD}"
         ) from error
     _register_fakes()
+    _libraries.append(_guard_autograd())
     cuda_error = _load_cuda()
     files = [path for path in (CPU_LIBRARY, CUDA_LIBRARY) if path.is_file()]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
@@ -127,6 +132,38 @@ def _register_fakes() -> None:
     @torch.library.register_fake("hp_norm::fused_add_rms_norm_")
     def _(x, residual, weight, eps, *, weight_offset=0.0, round_before_weight=False):
         _refuse("fused_add_rms_norm_", x, residual, weight, eps, weight_offset)
+
+
+def _guard_autograd() -> torch.library.Library:
+    """Refuse inputs that require grad: there is no backward, and none would be missed silently.
+
+    The guard stands on the Autograd key, so that calls under torch.inference_mode never meet it.
+    """
+    library = torch.library.Library("hp_norm", "IMPL")
+
+    def guarded(name: str, op: torch._ops.OpOverload, arguments: tuple[str, ...]):
+        def call(*args, **options):
+            if torch.is_grad_enabled():
+                for argument, value in zip(arguments, args, strict=False):
+                    if isinstance(value, Tensor) and value.requires_grad:
+                        raise RuntimeError(
+                            f"hp_norm::{name}: {argument}: must not require grad (inference only: "
+                            "call it under torch.inference_mode() or torch.no_grad()), "
+                            "got requires_grad=True"
+                        )
+            with torch._C._AutoDispatchBelowAutograd():
+                return op(*args, **options)
+
+        return call
+
+    for name, arguments in {
+        "rms_norm": ("x", "weight"),
+        "fused_add_rms_norm": ("x", "residual", "weight"),
+        "fused_add_rms_norm_": ("x", "residual", "weight"),
+    }.items():
+        op = getattr(torch.ops.hp_norm, name).default
+        library.impl(name, guarded(name, op, arguments), "Autograd")
+    return library
 
 
 def supports(

@@ -23,6 +23,7 @@ OPTIONS = {
     "reread": 16,
 }
 NARROW_VECS = 2
+OPS = ("any", "add", "plain")
 
 
 class _Config(ctypes.Structure):
@@ -36,6 +37,7 @@ class _Rule(ctypes.Structure):
     _fields_ = [
         ("min_sm", ctypes.c_int32),
         ("max_sm", ctypes.c_int32),
+        ("op", ctypes.c_int32),
         ("max_row_bytes", ctypes.c_int64),
         ("max_tokens", ctypes.c_int64),
         ("config", _Config),
@@ -105,24 +107,41 @@ class Rule:
 def _library() -> ctypes.CDLL:
     library = ops.native_library(ops.CPU_LIBRARY)
     library.hp_norm_rule.restype = ctypes.c_char_p
-    library.hp_norm_find_rule.argtypes = [ctypes.c_int32, ctypes.c_int64, ctypes.c_int64]
+    library.hp_norm_find_rule.argtypes = [
+        ctypes.c_int32, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64,
+    ]  # fmt: skip
     library.hp_norm_narrow_config.argtypes = [ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p]
     library.hp_norm_is_valid.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.hp_norm_launch_shape.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
     return library
 
 
-def table() -> list[tuple[int, int, int, int, Config, str]]:
-    """Every rule: (min_sm, max_sm, max_row_bytes, max_tokens, config, evidence), in match order."""
+@dataclass(frozen=True)
+class TableRule:
+    """One line of the table: what it applies to, the configuration, and where that comes from."""
+
+    min_sm: int
+    max_sm: int
+    op: str  # any, add or plain
+    max_row_bytes: int
+    max_tokens: int
+    config: Config
+    evidence: str
+
+
+def table() -> list[TableRule]:
+    """Every rule in match order."""
     rules = []
     for index in range(_library().hp_norm_num_rules()):
         rule = _Rule()
         evidence = _library().hp_norm_rule(index, ctypes.byref(rule)).decode()
-        config = Config(*(getattr(rule.config, name) for name, _ in _Config._fields_))
-        rules.append(
-            (rule.min_sm, rule.max_sm, rule.max_row_bytes, rule.max_tokens, config, evidence)
-        )
+        limits = rule.min_sm, rule.max_sm, OPS[rule.op], rule.max_row_bytes, rule.max_tokens
+        rules.append(TableRule(*limits, _config_of(rule.config), evidence))
     return rules
+
+
+def _config_of(native: _Config) -> Config:
+    return Config(*(getattr(native, name) for name, _ in _Config._fields_))
 
 
 def sm_of(device: torch.device | str | int) -> int:
@@ -141,6 +160,8 @@ def explain(
     hidden_size: int,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str | int = "cuda",
+    *,
+    add: bool = True,
 ) -> Rule:
     """The rule that a call with aligned rows takes.
 
@@ -152,13 +173,17 @@ def explain(
         Of x: bfloat16, float16 or float32.
     device : torch.device, str or int
         A CUDA device, or an architecture such as "sm_90", for which no GPU is needed.
+    add : bool
+        Whether the call adds a residual.
     """
     sm = sm_of(device)
     row_bytes = hidden_size * dtype.itemsize
-    index = _library().hp_norm_find_rule(sm, row_bytes, num_tokens)
+    index = _library().hp_norm_find_rule(
+        sm, OPS.index("add" if add else "plain"), row_bytes, num_tokens
+    )
     config, evidence = None, "no rule: accesses below 16 bytes, or a row too long for a CTA"
     if index >= 0:
-        *_, config, evidence = table()[index]
+        config, evidence = table()[index].config, table()[index].evidence
         if row_bytes % config.vec_bytes:
             half = Config(16, 2 * config.vecs_per_thread, *astuple(config)[2:])
             usable = row_bytes % 16 == 0 and half.is_valid(row_bytes)
@@ -166,7 +191,7 @@ def explain(
     if config is None:
         native = _Config()
         _library().hp_norm_narrow_config(sm, row_bytes, ctypes.byref(native))
-        config = Config(*(getattr(native, name) for name, _ in _Config._fields_))
+        config = _config_of(native)
     shape = _Shape()
     _library().hp_norm_launch_shape(ctypes.byref(config.native()), row_bytes, ctypes.byref(shape))
     num_ctas = -(-num_tokens // config.rows_per_cta) * config.ctas_per_row

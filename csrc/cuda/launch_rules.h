@@ -1,7 +1,8 @@
 // The launch heuristic: plain C++17, no CUDA, tested without a GPU (tests/test_rules.py).
 //
-// A rule applies to one range of architectures, rows up to a size in bytes, and calls up to a number
-// of tokens; the first match wins. To add an architecture or a tuning, add rows to kLaunchRules.
+// A rule applies to a range of architectures, an operator, rows up to a size in bytes, and calls up
+// to a number of tokens; the first match wins. To add an architecture or a tuning, add rows to
+// launch_rules_table.inc.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +27,9 @@ enum LaunchOption : int32_t {
 // H200 2026-11-22: 4 MiB beats 2 and 8 MiB at 4096 tokens of every width.
 inline constexpr int64_t kAheadBytes = 4 << 20;
 
+// Which operator a rule is for: the plain norm moves half the bytes.
+enum RuleOp : int32_t { kAnyOp = 0, kAddOp = 1, kPlainOp = 2 };
+
 struct LaunchConfig {
   int32_t vec_bytes;         // 16, or 32 on sm_100 and later
   int32_t vecs_per_thread;   // 1, 2 or 4 vectors of the row in a thread's registers
@@ -36,6 +40,7 @@ struct LaunchConfig {
 
 struct LaunchRule {
   int32_t min_sm, max_sm;  // 10 x major + minor
+  RuleOp op;
   int64_t max_row_bytes;
   int64_t max_tokens;
   LaunchConfig config;
@@ -107,10 +112,11 @@ constexpr LaunchConfig narrow_config(int32_t sm, int64_t row_bytes) {
 inline constexpr int kNumLaunchRules = sizeof(kLaunchRules) / sizeof(kLaunchRules[0]);
 
 // The index of the first rule that matches, or -1.
-constexpr int find_rule(int32_t sm, int64_t row_bytes, int64_t num_tokens) {
+constexpr int find_rule(int32_t sm, RuleOp op, int64_t row_bytes, int64_t num_tokens) {
   for (int i = 0; i < kNumLaunchRules; ++i) {
     const LaunchRule& rule = kLaunchRules[i];
-    if (sm >= rule.min_sm && sm <= rule.max_sm && row_bytes <= rule.max_row_bytes &&
+    const bool same_op = rule.op == kAnyOp || rule.op == op;
+    if (sm >= rule.min_sm && sm <= rule.max_sm && same_op && row_bytes <= rule.max_row_bytes &&
         num_tokens <= rule.max_tokens && is_valid(rule.config, row_bytes)) {
       return i;
     }

@@ -112,7 +112,8 @@ LaunchConfig choose_config(const NormCall& call, int32_t sm, int64_t elem_bytes,
     }
     return config;
   }
-  const int rule = find_rule(sm, row_bytes, call.num_tokens);
+  const int rule = find_rule(sm, call.residual == nullptr ? kPlainOp : kAddOp, row_bytes,
+                             call.num_tokens);
   if (rule >= 0) {
     LaunchConfig config = kLaunchRules[rule].config;
     if (fits(config)) return config;

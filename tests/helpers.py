@@ -1,0 +1,77 @@
+"""Inputs, and comparisons in units in the last place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: x, residual and weight, and the options of the operator."""
+
+    x: Tensor
+    residual: Tensor
+    weight: Tensor | None
+    eps: float = 1e-6
+    weight_offset: float = 0.0
+    round_before_weight: bool = False
+
+    @property
+    def options(self) -> dict:
+        return {
+            "weight_offset": self.weight_offset,
+            "round_before_weight": self.round_before_weight,
+        }
+
+    def to(self, device: str) -> Case:
+        """The same values in memory of their own."""
+        weight = None if self.weight is None else self.weight.detach().clone().to(device)
+        tensors = self.x.detach().clone().to(device), self.residual.detach().clone().to(device)
+        return Case(*tensors, weight, self.eps, self.weight_offset, self.round_before_weight)
+
+
+def make_case(num_tokens: int, hidden_size: int, dtype, weight_dtype="same", **options) -> Case:
+    """Random rows of very different scale, and a weight away from one."""
+    scale = 10.0 ** torch.empty(num_tokens, 1).uniform_(-2, 2)
+    x = (torch.randn(num_tokens, hidden_size) * scale).to(dtype)
+    residual = (torch.randn(num_tokens, hidden_size) * scale).to(dtype)
+    if weight_dtype is None:
+        return Case(x, residual, None, **options)
+    weight = torch.empty(hidden_size).uniform_(0.25, 2.0) * torch.randn(hidden_size).sign()
+    return Case(x, residual, weight.to(dtype if weight_dtype == "same" else weight_dtype), **options)
+
+
+def _ordered_bits(values: Tensor) -> Tensor:
+    """Integers that count representable values, in the order of the values."""
+    bits_dtype = torch.int32 if values.dtype == torch.float32 else torch.int16
+    bits = values.contiguous().view(bits_dtype).to(torch.int64)
+    lowest = -(1 << (8 * values.element_size() - 1))
+    return torch.where(bits < 0, lowest - bits, bits)
+
+
+def ulp_distance(actual: Tensor, expected: Tensor) -> Tensor:
+    """How many representable values lie between; NaN equals NaN."""
+    distance = (_ordered_bits(actual) - _ordered_bits(expected)).abs()
+    both_nan = actual.isnan() & expected.isnan()
+    one_nan = actual.isnan() ^ expected.isnan()
+    distance = torch.where(both_nan, torch.zeros_like(distance), distance)
+    return torch.where(one_nan, torch.full_like(distance, 1 << 40), distance)
+
+
+def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "output") -> None:
+    """Every bit, except that any NaN equals any NaN; -0 and +0 differ."""
+    assert actual.dtype == expected.dtype and actual.shape == expected.shape, what
+    actual, expected = actual.detach().cpu(), expected.detach().cpu()
+    assert actual.untyped_storage().data_ptr() != expected.untyped_storage().data_ptr() or (
+        actual.numel() == 0
+    ), "compared with itself"
+    distance = ulp_distance(actual, expected)
+    wrong = (distance > 0).nonzero()
+    assert wrong.numel() == 0, (
+        f"{what}: {len(wrong)} of {distance.numel()} elements differ, first at "
+        f"{wrong[0].tolist()}: {actual[tuple(wrong[0])]} instead of {expected[tuple(wrong[0])]}, "
+        f"worst by {distance.max().item()} ULP"
+    )
