@@ -157,7 +157,10 @@ def _attach(planned: Registration) -> Registration:
     digest = f"{ops.library_status().digest}-{compile_cache.source_digest()}"
     compile_cache.register_in_key(f"{planned.adapter}-{digest}")
     _replace_gemma()
-    report.log_after_load(planned.adapter)
+    try:
+        report.log_after_load(planned.adapter)
+    except Exception:
+        logger.exception("hp_norm: models will not be reported; they run as planned")
     if planned.adapter == "ir":
         from hp_norm_plugin.vllm import ir_provider
 

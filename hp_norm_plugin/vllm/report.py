@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib.abc
+import importlib.util
 import logging
+import sys
 from collections import Counter
 from typing import Any
 
@@ -13,6 +16,8 @@ from hp_norm_plugin import settings
 from hp_norm_plugin.vllm import announce, policy
 
 logger = logging.getLogger("vllm.hp_norm")
+
+LOADER = "vllm.model_executor.model_loader.base_loader"
 
 
 def count_layers(model: torch.nn.Module, vllm_config: Any, adapter: str) -> dict[str, int]:
@@ -65,11 +70,40 @@ def log_after_load(adapter: str) -> None:
     """Log the line each time vLLM has loaded a model in this process.
 
     Counting needs the built model, and no plugin hook offers it, so the loader's base class is
-    wrapped. A loader that overrides `load_model` goes unreported, nothing else.
+    wrapped. A loader that overrides `load_model` goes unreported, nothing else. Importing that
+    class pulls in vLLM's attention backends, which a process that only serves HTTP never needs:
+    it is wrapped when vLLM itself imports it.
     """
-    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+    if LOADER in sys.modules:
+        _wrap(sys.modules[LOADER].BaseModelLoader, adapter)
+    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport(adapter))
 
-    original = BaseModelLoader.load_model
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Wraps the loader's base class as soon as its module has been imported."""
+
+    def __init__(self, adapter: str) -> None:
+        self._adapter = adapter
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name != LOADER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            run_module = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                run_module(module)
+                _wrap(module.BaseModelLoader, self._adapter)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _wrap(loader: type, adapter: str) -> None:
+    original = loader.load_model  # type: ignore[attr-defined]
     if getattr(original, "reports_hp_norm", False):
         return
 
@@ -86,4 +120,4 @@ def log_after_load(adapter: str) -> None:
         return model
 
     load_model.reports_hp_norm = True  # type: ignore[attr-defined]
-    BaseModelLoader.load_model = load_model
+    loader.load_model = load_model  # type: ignore[attr-defined]

@@ -215,9 +215,16 @@ def _registered_in_child(queue):
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()
-    import hp_norm_plugin.vllm as plugin
+    import sys
 
-    queue.put(plugin.registration().adapter)
+    import hp_norm_plugin.vllm as plugin
+    from hp_norm_plugin.vllm import report
+
+    early = report.LOADER in sys.modules
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+    wrapped = getattr(BaseModelLoader.load_model, "reports_hp_norm", False)
+    queue.put((plugin.registration().adapter, early, wrapped))
 
 
 def test_a_spawned_worker_registers_itself(monkeypatch):
@@ -226,6 +233,7 @@ def test_a_spawned_worker_registers_itself(monkeypatch):
     queue = context.Queue()
     worker = context.Process(target=_registered_in_child, args=(queue,))
     worker.start()
-    assert queue.get(timeout=120) == "ir"
+    # Registered, without importing vLLM's model loader; wrapped once vLLM imports it itself.
+    assert queue.get(timeout=120) == ("ir", False, True)
     worker.join(30)
     assert worker.exitcode == 0

