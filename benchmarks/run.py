@@ -109,7 +109,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if not torch.cuda.is_available():
             console.print("no CUDA device here; the CPU operator: --device cpu", style="red")
             return 2
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
         device = torch.device("cuda", torch.cuda.current_device())
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -24,7 +24,7 @@ def engine_config(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     """Return the configuration that both engines get: only the plugin's flag differs."""
     from hp_norm_plugin.vllm.probe import WORKER_EXTENSION
 
-    batches = sorted({*args.batch_sizes, args.prefill_batch})
+    batches = sorted({*args.batch_sizes, args.prefill_batch} - {0})
     longest = max(args.input_len + args.output_len, args.prefill_len + 1)
     # Batches that a CUDA graph holds exactly, and no others: capturing the default list of sizes
     # would be most of the start.
