@@ -110,3 +110,38 @@ def test_compiled_by_dynamo_it_is_one_node(on_ir):
         out, _ = compiled(x, residual, weight)
     assert sum("hp_norm.fused_add_rms_norm" in target for target in graphs[0]) == 1
     assert torch.equal(out, ops.fused_add_rms_norm(x, residual, weight, 1e-5)[0])
+
+
+def test_lowering_replaces_the_node_of_a_cuda_graph(on_ir):
+    """The pass that a GPU engine runs: here on a graph traced on the CPU."""
+    lowering = pytest.importorskip("vllm.compilation.passes.ir.lowering_pass")
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from vllm.config import VllmConfig, set_current_vllm_config
+
+    def block(x, residual, weight, head_weight):
+        out, residual = ir.ops.fused_add_rms_norm(x, residual, weight, 1e-5)
+        heads = ir.ops.rms_norm(out.view(3, 8, 128), head_weight, 1e-5)
+        return heads, ir.ops.rms_norm(residual, weight, 1e-5)
+
+    x, residual, weight = inputs()
+    arguments = (x, residual, weight, weight[:128].clone())
+    with (
+        set_current_vllm_config(VllmConfig()),
+        ir.ops.rms_norm.set_priority(["hp_norm", "native"]),
+        ir.ops.fused_add_rms_norm.set_priority(["hp_norm", "native"]),
+    ):
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fakes = [mode.from_tensor(tensor) for tensor in arguments]
+            graph = make_fx(block)(*fakes)
+            lowering.VllmIRLoweringPass(VllmConfig())(graph.graph)
+        graph.recompile()
+    targets = [str(node.target) for node in graph.graph.nodes]
+    assert not any("vllm_ir" in target for target in targets)
+    # One fused, one plain; the per-head norm stays, as formulas that Inductor fuses.
+    assert targets.count("hp_norm.fused_add_rms_norm.default") == 1
+    assert targets.count("hp_norm.rms_norm.default") == 1
+    assert any("rsqrt" in target for target in targets)
+    _, last = graph(*arguments)
+    _, summed = ops.fused_add_rms_norm(x, residual, weight, 1e-5)
+    assert torch.equal(last, ops.rms_norm(summed, weight, 1e-5))
