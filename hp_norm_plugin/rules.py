@@ -129,7 +129,8 @@ class TableRule:
     evidence: str
 
 
-def table() -> list[TableRule]:
+@functools.cache
+def table() -> tuple[TableRule, ...]:
     """Every rule in match order."""
     rules = []
     for index in range(_library().hp_norm_num_rules()):
@@ -137,7 +138,7 @@ def table() -> list[TableRule]:
         evidence = _library().hp_norm_rule(index, ctypes.byref(rule)).decode()
         limits = rule.min_sm, rule.max_sm, OPS[rule.op], rule.max_row_bytes, rule.max_tokens
         rules.append(TableRule(*limits, _config_of(rule.config), evidence))
-    return rules
+    return tuple(rules)
 
 
 def _config_of(native: _Config) -> Config:

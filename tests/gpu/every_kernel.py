@@ -1,0 +1,30 @@
+"""Launches every kernel once, on small inputs, for compute-sanitizer."""
+
+import torch
+
+import hp_norm_plugin as hp
+from hp_norm_plugin import rules
+
+launched = 0
+for dtype in (torch.bfloat16, torch.float16, torch.float32):
+    for hidden_size, offset in ((4096, 0), (1000, 1), (65536, 0)):
+        weights = [torch.ones(hidden_size, device="cuda", dtype=dtype)]
+        if dtype != torch.float32:
+            weights.append(weights[0].float())
+        buffer = torch.ones(2 * (hidden_size + offset), device="cuda", dtype=dtype)
+        x = buffer.view(2, -1)[:, offset:]
+        residual = x.clone()
+        seen = set()
+        for config in rules.candidates(hidden_size, dtype, rules.sm_of("cuda")):
+            narrow = config.options & (rules.OPTIONS["narrow"] | rules.OPTIONS["reread"])
+            kernel = (config.vec_bytes, config.vecs_per_thread, config.ctas_per_row > 1, narrow)
+            if kernel in seen or (offset and not narrow):
+                continue
+            seen.add(kernel)
+            for weight in weights:
+                with rules.forced(config):
+                    hp.rms_norm(x, weight, 1e-6)
+                    hp.fused_add_rms_norm(x, residual, weight, 1e-6)
+                launched += 2
+torch.cuda.synchronize()
+print(f"kernels launched: {launched}")

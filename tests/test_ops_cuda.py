@@ -1,0 +1,168 @@
+"""What only a GPU can show: streams, CUDA graphs, dependent launches, large tensors, the sanitizer."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import assert_same_bits, make_case
+
+import hp_norm_plugin as hp
+from hp_norm_plugin import reference
+
+pytestmark = pytest.mark.gpu
+HERE = Path(__file__).parent
+
+
+def test_runs_on_the_current_stream():
+    """A long kernel ahead on the same side stream: a call on another stream would read too early."""
+    stream = torch.cuda.Stream()
+    case = make_case(64, 4096, torch.bfloat16)
+    expected, _ = reference.fused_add_rms_norm(
+        case.x, case.residual, case.weight, case.eps
+    )
+    moved = case.to("cuda")
+    x = torch.zeros_like(moved.x)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        x.copy_(moved.x)
+        out, _ = hp.fused_add_rms_norm(x, moved.residual, moved.weight, case.eps)
+    stream.synchronize()
+    assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 8, 64, 2048])
+@pytest.mark.parametrize("hidden_size", [1024, 4096, 16384])
+def test_captured_and_replayed_between_matrix_products(num_tokens, hidden_size):
+    """GEMM -> norm -> norm -> GEMM in one graph: each call waits for what the one before wrote."""
+    if num_tokens * hidden_size > 1 << 24:
+        pytest.skip("the product alone would take seconds")
+    dtype = torch.bfloat16
+    case = make_case(num_tokens, hidden_size, dtype).to("cuda")
+    matrix = torch.randn(hidden_size, hidden_size, dtype=dtype, device="cuda") / hidden_size**0.5
+    x, residual = case.x.clone(), case.residual.clone()
+    result = torch.empty_like(x)
+
+    def run():
+        y = x @ matrix
+        r = residual.clone()
+        hp.fused_add_rms_norm_(y, r, case.weight, case.eps)
+        z, r = hp.fused_add_rms_norm(y, r, case.weight, case.eps)
+        torch.mm(hp.rms_norm(z, case.weight, case.eps), matrix, out=result)
+
+    def expect():
+        y, r = reference.fused_add_rms_norm(x @ matrix, residual, case.weight, case.eps)
+        z, _ = reference.fused_add_rms_norm(y, r, case.weight, case.eps)
+        return reference.rms_norm(z, case.weight, case.eps) @ matrix
+
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    for _ in range(5):
+        x.normal_()
+        residual.normal_()
+        result.zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert_same_bits(result, expect())
+
+
+def test_a_long_chain_of_dependent_launches():
+    """Each call reads what the call before wrote, weight included: a missing wait shows as a race."""
+    case = make_case(8, 4096, torch.float32, eps=1e-3)
+    x, residual = case.x / case.x.abs().max(), case.residual / case.residual.abs().max()
+    weight = torch.rand(4096)
+    moved = x.cuda(), residual.cuda(), weight.cuda()
+    graph = torch.cuda.CUDAGraph()
+    state = [t.clone() for t in moved]
+    for _ in range(2):
+        hp.rms_norm(state[0], state[2], case.eps)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        for _ in range(40):
+            hp.fused_add_rms_norm_(state[0], state[1], state[2], case.eps)
+            state[2].copy_(hp.rms_norm(state[0][0], None, case.eps))
+    for _ in range(3):
+        for target, source in zip(state, moved, strict=True):
+            target.copy_(source)
+        graph.replay()
+    torch.cuda.synchronize()
+    for _ in range(40):
+        hp.fused_add_rms_norm_(x, residual, weight, case.eps)
+        weight = hp.rms_norm(x[0], None, case.eps)
+    assert_same_bits(state[0], x)
+    assert_same_bits(state[2], weight)
+
+
+def test_more_elements_than_32_bits_count():
+    num_tokens, hidden_size = (1 << 31) // 4096 + 5, 4096
+    needed = 3 * 2 * num_tokens * hidden_size
+    if torch.cuda.mem_get_info()[0] < needed + (1 << 30):
+        pytest.skip(f"needs {needed >> 30} GiB of free GPU memory")
+    x = torch.zeros(num_tokens, hidden_size, dtype=torch.bfloat16, device="cuda")
+    case = make_case(4, hidden_size, torch.bfloat16)
+    x[-4:] = case.x.cuda()
+    x[:4] = case.x.cuda()
+    residual = torch.zeros_like(x)
+    residual[-4:] = case.residual.cuda()
+    weight = case.weight.cuda()
+    expected, summed = reference.fused_add_rms_norm(case.x, case.residual, case.weight, 1e-6)
+    hp.fused_add_rms_norm_(x, residual, weight, 1e-6)
+    assert_same_bits(x[-4:], expected)
+    assert_same_bits(residual[-4:], summed)
+    assert_same_bits(x[:4], reference.rms_norm(case.x, case.weight, 1e-6))
+    assert not x[4:-4].any()
+
+
+def test_a_row_stride_beyond_32_bits():
+    stride = (1 << 31) + 64
+    if torch.cuda.mem_get_info()[0] < 2 * 3 * stride + (1 << 30):
+        pytest.skip("needs 14 GiB of free GPU memory")
+    case = make_case(3, 512, torch.float16)
+    buffer = torch.zeros(2 * stride + 512, dtype=torch.float16, device="cuda")
+    x = buffer.as_strided((3, 512), (stride, 1))
+    x.copy_(case.x)
+    out = hp.rms_norm(x, case.weight.cuda(), 1e-6)
+    assert_same_bits(out, reference.rms_norm(case.x, case.weight, 1e-6))
+
+
+def test_the_device_of_the_tensors_is_used_and_restored():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    case = make_case(4, 1024, torch.bfloat16).to("cuda:1")
+    torch.cuda.set_device(0)
+    out = hp.rms_norm(case.x, case.weight, 1e-6)
+    assert out.device.index == 1 and torch.cuda.current_device() == 0
+    assert_same_bits(out, reference.rms_norm(case.x.cpu(), case.weight.cpu(), 1e-6))
+
+
+def test_reciprocal_square_root_is_correctly_rounded_for_every_float(tmp_path):
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if not Path(nvcc).is_file():
+        pytest.skip("nvcc is not here")
+    program = tmp_path / "rsqrt"
+    source = HERE / "gpu" / "rsqrt.cu"
+    subprocess.run([nvcc, "-std=c++20", "-arch=native", "-o", program, source], check=True)
+    result = subprocess.run([program], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["0", "0"]
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+def test_compute_sanitizer_finds_nothing(tool):
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not Path(sanitizer).is_file():
+        pytest.skip("compute-sanitizer is not here")
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable,
+               str(HERE / "gpu" / "every_kernel.py")]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    assert "ERROR SUMMARY: 0 errors" in result.stdout or "0 hazards" in result.stdout
+    assert "kernels launched: " in result.stdout

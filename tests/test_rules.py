@@ -1,0 +1,140 @@
+"""The launch rules: complete, legal, and the same bits whichever is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import DTYPES
+from helpers import assert_same_bits, make_case
+
+import hp_norm_plugin as hp
+from hp_norm_plugin import rules
+
+ARCHITECTURES = [80, 86, 89, 90, 100, 103, 110, 120, 121]
+TOKENS = [1, 2, 4, 5, 8, 16, 17, 32, 33, 64, 128, 256, 512, 1024, 2048, 4096, 1 << 20]
+# Every width at which a rule of the table ends, one vector to each side, and small and odd ones.
+EDGES = sorted(
+    {
+        width
+        for rule in rules.table()
+        for width in (
+            rule.max_row_bytes // 2 - 16,
+            rule.max_row_bytes // 2,
+            rule.max_row_bytes // 2 + 16,
+        )
+        if 1 <= width <= 65536
+    }
+    | {1, 2, 7, 8, 100, 4097, 16384, 65528, 65535, 65536}
+)
+
+
+def explained(sm):
+    for dtype in DTYPES:
+        for hidden_size in EDGES:
+            for num_tokens in TOKENS:
+                for add in (True, False):
+                    yield dtype, hidden_size, rules.explain(
+                        num_tokens, hidden_size, dtype, f"sm_{sm}", add=add
+                    )
+
+
+@pytest.mark.parametrize("sm", ARCHITECTURES)
+def test_every_size_has_a_launch_that_holds_it(sm):
+    for dtype, hidden_size, rule in explained(sm):
+        row_bytes = hidden_size * dtype.itemsize
+        config = rule.config
+        assert config.is_valid(row_bytes), (sm, hidden_size, rule.describe())
+        assert rule.threads_per_cta <= 1024 and rule.threads_per_row % 32 == 0
+        options = config.option_names()
+        if "reread" in options:
+            assert sm < 90, "from sm_90 on no row is read twice"
+            continue
+        held = rule.threads_per_row * config.vecs_per_thread * config.ctas_per_row
+        assert held * config.vec_bytes >= row_bytes
+        if config.ctas_per_row > 1:
+            assert sm >= 90, "clusters start with sm_90"
+        if "narrow" not in options:
+            assert row_bytes % config.vec_bytes == 0
+        if config.vec_bytes == 32:
+            assert sm >= 100, "256-bit accesses start with sm_100"
+
+
+@pytest.mark.parametrize("sm", [90, 100, 120])
+def test_aligned_rows_take_full_width(sm):
+    for dtype, hidden_size, rule in explained(sm):
+        row_bytes = hidden_size * dtype.itemsize
+        expected = 32 if sm >= 100 and row_bytes % 32 == 0 else 16
+        if row_bytes % 16 == 0:
+            assert rule.config.vec_bytes == expected and rule.index >= 0, rule.describe()
+
+
+def test_table_is_ordered_and_every_line_can_match():
+    """A line that an earlier one always shadows is dead data."""
+    for index, rule in enumerate(rules.table()):
+        assert rule.evidence
+        for earlier in rules.table()[:index]:
+            shadows = (
+                earlier.min_sm <= rule.min_sm
+                and earlier.max_sm >= rule.max_sm
+                and earlier.op in ("any", rule.op)
+                and earlier.max_row_bytes >= rule.max_row_bytes
+                and earlier.max_tokens >= rule.max_tokens
+                and earlier.config.is_valid(rule.max_row_bytes)
+            )
+            assert not shadows, (earlier, rule)
+
+
+def test_thresholds_are_inclusive():
+    def name(num_tokens, hidden_size):
+        return rules.explain(num_tokens, hidden_size, torch.bfloat16, "sm_90").index
+
+    assert name(1, 2048) != name(1, 2056), "4096 bytes and one vector more"
+    assert name(8, 4096) != name(9, 4096)
+    assert name(8, 4096) == name(5, 4096)
+
+
+def test_explain_describes_and_refuses():
+    rule = hp.explain(1, 16384, torch.bfloat16, "sm_90")
+    assert rule.describe().startswith(f"rule {rule.index}: 16-byte vectors, 1 a thread, 256 threads")
+    assert "cluster of 8" in rule.describe()
+    assert hp.explain(1, 7, torch.bfloat16, "sm_90").describe().startswith("fallback: ")
+    with pytest.raises(ValueError, match="explain: device: must be a CUDA device or such as sm_90"):
+        hp.explain(1, 4096, torch.bfloat16, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden_size", [64, 1000, 2880, 4096, 8192, 16384, 24576, 65536])
+@pytest.mark.gpu
+def test_every_configuration_gives_the_same_bits(dtype, hidden_size):
+    sm = rules.sm_of("cuda")
+    found = rules.candidates(hidden_size, dtype, sm)
+    all_options = sum(rules.OPTIONS[n] for n in rules.OPTIONS if n not in ("narrow", "reread"))
+    found += [dataclasses.replace(c, options=all_options) for c in found if not c.options]
+    assert len(found) >= 5
+    for weight_dtype in ("same", torch.float32):
+        case = make_case(7, hidden_size, dtype, weight_dtype)
+        expected = hp.fused_add_rms_norm(case.x, case.residual, case.weight, case.eps)
+        plain = hp.rms_norm(case.x, case.weight, case.eps)
+        moved = case.to("cuda")
+        for config in found:
+            with rules.forced(config):
+                out, summed = hp.fused_add_rms_norm(
+                    moved.x, moved.residual, moved.weight, case.eps
+                )
+                out_plain = hp.rms_norm(moved.x, moved.weight, case.eps)
+            assert_same_bits(out, expected[0], f"out of {config}")
+            assert_same_bits(summed, expected[1], f"residual_out of {config}")
+            assert_same_bits(out_plain, plain, f"rms_norm of {config}")
+
+
+@pytest.mark.gpu
+def test_a_forced_configuration_that_cannot_hold_the_row_is_refused():
+    x = torch.ones(2, 16384, dtype=torch.bfloat16, device="cuda")
+    with (
+        rules.forced(rules.Config(16, 1)),
+        pytest.raises(RuntimeError, match="forced launch configuration cannot take these rows"),
+    ):
+        hp.rms_norm(x, None, 1e-6)
+    hp.rms_norm(x, None, 1e-6)
