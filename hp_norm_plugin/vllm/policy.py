@@ -140,8 +140,6 @@ def decline_compiled(
     if residual is None:
         if scope == "fused":
             return "plain norm"
-        if x.dim() > 2:
-            return "per-head norm"
         if x.shape[-1] < MIN_PLAIN_HIDDEN_SIZE:
             return "narrow norm"
     if weight is not None and weight.dtype != x.dtype:
