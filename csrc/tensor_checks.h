@@ -1,6 +1,7 @@
 // Named checks of the operator's arguments. Every message has the form
 //   hp_norm::op: argument: rule, got value
-// hp_norm_plugin/checks.py says the same for fake tensors; tests/test_bad_input.py holds them equal.
+// hp_norm_plugin/checks.py says the same for fake tensors; tests/test_bad_input.py holds them
+// equal.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -16,6 +17,7 @@ namespace hp_norm {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Ints = torch::headeronly::IntHeaderOnlyArrayRef;
 
 inline constexpr int64_t kMaxHiddenSize = 65536;
 
@@ -71,13 +73,18 @@ inline std::string number_text(double value) {
   return text;
 }
 
-inline bool same_values(const torch::headeronly::IntHeaderOnlyArrayRef& a,
-                        const torch::headeronly::IntHeaderOnlyArrayRef& b) {
+inline bool same_values(const Ints& a, const Ints& b) {
   if (a.size() != b.size()) return false;
   for (size_t i = 0; i < a.size(); ++i) {
     if (a[i] != b[i]) return false;
   }
   return true;
+}
+
+inline int32_t device_type(const Tensor& tensor) {
+  int32_t type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  return type;
 }
 
 inline std::string device_text(const Tensor& tensor) {
@@ -87,10 +94,8 @@ inline std::string device_text(const Tensor& tensor) {
 }
 
 // The row stride with which the leading dimensions flatten without a copy, or nullopt.
-inline std::optional<int64_t> flat_row_stride(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  const auto strides = tensor.strides();
-  const int64_t leading = tensor.dim() - 1;
+inline std::optional<int64_t> flat_row_stride(const Ints& sizes, const Ints& strides) {
+  const int64_t leading = static_cast<int64_t>(sizes.size()) - 1;
   int64_t row_stride = sizes[leading];
   int64_t rows_below = 0;  // 0: no leading dimension larger than 1 seen yet
   for (int64_t d = leading - 1; d >= 0; --d) {
@@ -108,18 +113,19 @@ inline std::optional<int64_t> flat_row_stride(const Tensor& tensor) {
 }
 
 inline Rows check_rows(const char* op, const char* argument, const Tensor& tensor) {
-  const int64_t hidden_size = tensor.size(tensor.dim() - 1);
-  const int64_t inner_stride = tensor.stride(tensor.dim() - 1);
+  const Ints sizes = tensor.sizes(), strides = tensor.strides();
+  const int64_t hidden_size = sizes[sizes.size() - 1];
+  const int64_t inner_stride = strides[sizes.size() - 1];
   if (hidden_size > 1 && inner_stride != 1) {
     refuse(op, argument, "inner stride must be 1", std::to_string(inner_stride));
   }
   const int64_t numel = tensor.numel();
   const int64_t num_tokens = numel / hidden_size;
   if (num_tokens == 0) return {tensor.data_ptr(), 0, hidden_size, hidden_size};
-  const std::optional<int64_t> row_stride = flat_row_stride(tensor);
+  const std::optional<int64_t> row_stride = flat_row_stride(sizes, strides);
   if (!row_stride.has_value()) {
     refuse(op, argument, "leading dimensions must flatten to rows without a copy",
-           "shape " + list_text(tensor.sizes()) + " with strides " + list_text(tensor.strides()));
+           "shape " + list_text(sizes) + " with strides " + list_text(strides));
   }
   return {tensor.data_ptr(), num_tokens, hidden_size, *row_stride};
 }
@@ -140,8 +146,7 @@ inline Rows check_x(const char* op, const Tensor& x) {
 
 inline void check_same_device(const char* op, const char* argument, const Tensor& tensor,
                               const Tensor& x) {
-  if (tensor.is_cuda() != x.is_cuda() || tensor.is_cpu() != x.is_cpu() ||
-      tensor.get_device_index() != x.get_device_index()) {
+  if (device_type(tensor) != device_type(x) || tensor.get_device_index() != x.get_device_index()) {
     refuse(op, argument, "device must be " + device_text(x) + " like x", device_text(tensor));
   }
 }
@@ -208,11 +213,9 @@ inline bool may_overlap(const ByteRows& a, const ByteRows& b) {
 }
 
 // In place: what is written may alias nothing else, itself included.
-inline void check_no_overlap(const char* op, const Tensor& x, const Tensor& residual,
+inline void check_no_overlap(const char* op, const Rows& x, const Rows& residual, int64_t bytes,
                              const std::optional<Tensor>& weight) {
-  const int64_t bytes = x.scalar_type() == ScalarType::Float ? 4 : 2;
-  const auto byte_rows = [&](const char* argument, const Tensor& tensor) {
-    const Rows rows = check_rows(op, argument, tensor);
+  const auto byte_rows = [&](const char* argument, const Rows& rows) {
     if (rows.num_tokens > 1 && rows.row_stride < rows.hidden_size) {
       refuse(op, argument, "rows must not overlap when written in place",
              "row stride " + std::to_string(rows.row_stride));
