@@ -31,6 +31,7 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     -------
     dict
         `comparisons`, each with the pair's names, the shares and distances.
+
     """
     plans = {
         name: {"HP_NORM_PLUGIN": args.plugin, **variables} for name, variables in PLANS.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,19 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     dict
         `starts`: the plugin's setting, the cache directory, how many graphs were compiled and how
         many were loaded, calls of the operator a decode step, and the greedy tokens.
+
     """
-    root = Path(args.out).resolve() / "vllm_cache"
-    if root.exists() and any(root.iterdir()):
-        raise ValueError(f"--out {args.out}: {root} is not empty; the starts need a new cache")
     starts = []
-    for number, setting in enumerate(ORDER[: args.starts], 1):
-        plugin = "0" if setting == offline.OFF else args.plugin
-        variables = {"HP_NORM_PLUGIN": plugin, "VLLM_CACHE_ROOT": str(root)}
-        with contextlib.ExitStack() as stack:
-            progress = stack.enter_context(offline.progress_bar())
-            name = f"start{number}_{setting}"
-            engine = offline.start(stack, model, args, progress, {name: variables})[name]
-            with offline.alone(engine, args):
-                starts.append(_look(engine, setting, args))
+    with tempfile.TemporaryDirectory(prefix="hp_norm_cache_") as root:
+        for number, setting in enumerate(ORDER[: args.starts], 1):
+            plugin = "0" if setting == offline.OFF else args.plugin
+            variables = {"HP_NORM_PLUGIN": plugin, "VLLM_CACHE_ROOT": root}
+            with contextlib.ExitStack() as stack:
+                progress = stack.enter_context(offline.progress_bar())
+                name = f"start{number}_{setting}"
+                engine = offline.start(stack, model, args, progress, {name: variables})[name]
+                with offline.alone(engine, args):
+                    starts.append(_look(engine, setting, args))
     return {"starts": starts}
 
 

@@ -90,6 +90,7 @@ class EngineClient:
         ------
         EngineError
             The command failed, the engine died, or `timeout` seconds passed.
+
         """
         self.send(do, **arguments)
         return self._receive(timeout)["result"]

@@ -52,6 +52,7 @@ def resolve(name: str) -> Model:
     ------
     ValueError
         None of the three.
+
     """
     if name in architecture_names():
         return _prepare(name)

@@ -189,6 +189,7 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     ------
     EngineError
         An engine did not start or died.
+
     """
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress_bar())

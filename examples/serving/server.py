@@ -115,6 +115,7 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     dict
         `rows`, one per load, with the medians over the repeats, on/off ratios and raw results;
         `proof` of both servers.
+
     """
     plans = {offline.OFF: "0", offline.ON: args.plugin}
     ports = {name: args.port + number for number, name in enumerate(plans)}
