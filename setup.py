@@ -50,7 +50,7 @@ def run(command: list[str]) -> None:
 
 
 def find_nvcc() -> str | None:
-    """nvcc of CUDA_HOME, of PATH, of /usr/local/cuda, or of the nvidia-cuda-nvcc package."""
+    """Nvcc of CUDA_HOME, of PATH, of /usr/local/cuda, or of the nvidia-cuda-nvcc package."""
     candidates = [Path(home, "bin", "nvcc") for home in [os.environ.get("CUDA_HOME")] if home]
     if on_path := shutil.which("nvcc"):
         candidates.append(Path(on_path))
@@ -64,6 +64,7 @@ class BuildLibraries(build_ext):
     """Compiles csrc/ into hp_norm_plugin/lib of the build folder, or of the tree when in place."""
 
     def run(self) -> None:
+        """Compile what is out of date, link, and write build_info.json."""
         base = ROOT if self.inplace else Path(self.build_lib)
         self.lib = base / "hp_norm_plugin" / "lib"
         self.lib.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,9 @@ class BuildLibraries(build_ext):
         from torch.utils import cpp_extension
 
         torch_dir = Path(torch.__file__).parent
-        self.includes = [arg for path in cpp_extension.include_paths() for arg in ("-isystem", path)]
+        self.includes = [
+            arg for path in cpp_extension.include_paths() for arg in ("-isystem", path)
+        ]
         self.link = [f"-L{torch_dir / 'lib'}", "-Wl,--no-as-needed"]
         info = {"torch": torch.__version__, "cuda": None, "archs": []}
         jobs = [*self.cpu_jobs(), *self.cuda_jobs(info)]
@@ -96,6 +99,7 @@ class BuildLibraries(build_ext):
         stamp.write_text(key.hexdigest())
 
     def cpu_jobs(self) -> list[tuple[list[str], Path, Path]]:
+        """The compilations of the CPU library: (command, source, object)."""
         cxx = os.environ.get("CXX", "g++")
         x86 = platform.machine() in ("x86_64", "AMD64")
         flags = [*CPU_FLAGS, STABLE_ABI, *self.includes, *(["-DHP_NORM_X86"] if x86 else [])]
@@ -106,13 +110,17 @@ class BuildLibraries(build_ext):
         for name, target_flags in ROW_KERNELS.items() if x86 else [("baseline", [])]:
             define = f"-DHP_NORM_ROW_KERNEL=norm_rows_{name}"
             jobs.append(
-                ([cxx, *flags, *target_flags, define], CSRC / "cpu/row_kernel.cpp",
-                 self.objects / f"row_kernel_{name}.o")
+                (
+                    [cxx, *flags, *target_flags, define],
+                    CSRC / "cpu/row_kernel.cpp",
+                    self.objects / f"row_kernel_{name}.o",
+                )
             )
         self.cpu_objects = [str(job[2]) for job in jobs]
         return jobs
 
     def cuda_jobs(self, info: dict) -> list[tuple[list[str], Path, Path]]:
+        """The compilations of the CUDA library; none, and a line that says so, without nvcc."""
         self.cuda_objects = []
         wanted = os.environ.get("HP_NORM_CUDA", "auto")
         if wanted not in ("auto", "require", "0"):
@@ -133,9 +141,20 @@ class BuildLibraries(build_ext):
         version = subprocess.run([self.nvcc, "--version"], capture_output=True, text=True).stdout
         info.update(cuda=version.split("release ")[-1].split(",")[0], archs=[*archs, "PTX"])
         command = [
-            self.nvcc, "-std=c++20", "-O3", "--compress-mode=size", "-Xcompiler", "-fPIC,-fvisibility=hidden",
-            "-Werror", "all-warnings", "--threads", "2", "-DUSE_CUDA", STABLE_ABI,
-            *self.includes, *targets,
+            self.nvcc,
+            "-std=c++20",
+            "-O3",
+            "--compress-mode=size",
+            "-Xcompiler",
+            "-fPIC,-fvisibility=hidden",
+            "-Werror",
+            "all-warnings",
+            "--threads",
+            "2",
+            "-DUSE_CUDA",
+            STABLE_ABI,
+            *self.includes,
+            *targets,
         ]
         sources = sorted((CSRC / "cuda").glob("*.cu"))
         jobs = [(command, source, self.objects / f"cuda_{source.stem}.o") for source in sources]
@@ -143,6 +162,7 @@ class BuildLibraries(build_ext):
         return jobs
 
     def link_libraries(self, info: dict) -> None:
+        """Link the objects into the libraries, and say what was built."""
         cxx = os.environ.get("CXX", "g++")
         cpu = self.lib / "libhp_norm_cpu.so"
         run([cxx, "-shared", *self.cpu_objects, "-o", str(cpu), *self.link, "-ltorch_cpu", "-lc10"])
@@ -150,12 +170,30 @@ class BuildLibraries(build_ext):
         cuda.unlink(missing_ok=True)
         if self.cuda_objects:
             # libtorch.so is what loads libtorch_cuda.so, the home of the current stream.
-            run([self.nvcc, "-shared", "-cudart", "static", *self.cuda_objects, "-o", str(cuda),
-                 self.link[0], "-Xlinker", "--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"])
-        say(f"built {cpu.name}" + (f" and {cuda.name} for {' '.join(info['archs'])}"
-                                   if self.cuda_objects else ""))
+            run(
+                [
+                    self.nvcc,
+                    "-shared",
+                    "-cudart",
+                    "static",
+                    *self.cuda_objects,
+                    "-o",
+                    str(cuda),
+                    self.link[0],
+                    "-Xlinker",
+                    "--no-as-needed",
+                    "-ltorch",
+                    "-ltorch_cpu",
+                    "-lc10",
+                ]
+            )
+        say(
+            f"built {cpu.name}"
+            + (f" and {cuda.name} for {' '.join(info['archs'])}" if self.cuda_objects else "")
+        )
 
     def get_outputs(self) -> list[str]:
+        """The files that a wheel takes along."""
         lib = Path(self.build_lib) / "hp_norm_plugin" / "lib"
         return [str(path) for path in sorted(lib.glob("*")) if path.suffix in (".so", ".json")]
 
@@ -164,6 +202,7 @@ class Wheel(bdist_wheel):
     """One wheel for every Python: the libraries use no Python API."""
 
     def get_tag(self) -> tuple[str, str, str]:
+        """Any Python 3, no ABI of it, this platform."""
         return "py3", "none", super().get_tag()[2]
 
 

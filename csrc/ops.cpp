@@ -9,6 +9,6 @@ STABLE_TORCH_LIBRARY(hp_norm, library) {
       "fused_add_rms_norm(Tensor x, Tensor residual, Tensor? weight, float eps, " HP_NORM_OPTIONS
       ") -> (Tensor, Tensor)");
   library.def(
-      "fused_add_rms_norm_(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, float eps, "
-      HP_NORM_OPTIONS ") -> ()");
+      "fused_add_rms_norm_(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, float "
+      "eps, " HP_NORM_OPTIONS ") -> ()");
 }

@@ -50,9 +50,7 @@ def _x_problem(x: torch.Tensor) -> tuple[str, str, str] | None:
     return _rows_problem("x", x)
 
 
-def _residual_problem(
-    residual: torch.Tensor, x: torch.Tensor
-) -> tuple[str, str, str] | None:
+def _residual_problem(residual: torch.Tensor, x: torch.Tensor) -> tuple[str, str, str] | None:
     if residual.device != x.device:
         return "residual", f"device must be {x.device} like x", str(residual.device)
     if residual.dtype != x.dtype:

@@ -36,6 +36,7 @@ def gather(num_tokens: int, hidden_size: int, dtype: str, device: str | None) ->
     dict
         `versions`, `gpus`, `library`, `flags`, `vllm`, `rule`, `self_test`, `runs` (whether the
         operator will run) and `verdict` (one sentence).
+
     """
     report: dict[str, Any] = {"versions": versions(), "flags": flags(), "library": library()}
     report["gpus"] = gpus(report["library"])
@@ -156,6 +157,7 @@ def self_test(report: dict[str, Any]) -> dict[str, Any]:
     -------
     dict
         `device`, `passed`, `cases` and, for a failure, `error` with the first case that differs.
+
     """
     if not report["library"]["loaded"]:
         return {"device": None, "passed": False, "cases": 0, "error": "no library"}

@@ -16,6 +16,7 @@ def library_covers(sm: int, archs: Iterable[str]) -> bool:
         As in `LibraryStatus.cuda_archs`: numbers such as "90" for machine code, and "PTX" when
         the newest of them is also there as PTX. Machine code runs on its own minor version and
         later ones of the same major version; PTX is compiled by the driver for anything newer.
+
     """
     names = tuple(archs)
     numbers = sorted(int(name) for name in names if name.isdigit())

@@ -79,7 +79,12 @@ def fused_add_rms_norm(
 
 
 def oracle(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, *, weight_offset: float = 0.0
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    weight_offset: float = 0.0,
 ) -> Tensor:
     """The exact formula in float64, unrounded: what every rounding order approximates."""
     h = x.double() if residual is None else x.double() + residual.double()

@@ -1,6 +1,6 @@
-"""The launch rules of csrc/cuda/launch_rules.h, seen from Python: which one serves a size, and why.
+"""The launch rules of csrc/cuda/launch_rules.h, seen from Python: which serves a size, and why.
 
-Nothing here needs a GPU except `forced`, which makes this thread's CUDA calls use one configuration.
+Nothing here needs a GPU but `forced`, which makes this thread's CUDA calls use one configuration.
 """
 
 from __future__ import annotations
@@ -176,6 +176,7 @@ def explain(
         A CUDA device, or an architecture such as "sm_90", for which no GPU is needed.
     add : bool
         Whether the call adds a residual.
+
     """
     sm = sm_of(device)
     row_bytes = hidden_size * dtype.itemsize
@@ -196,9 +197,7 @@ def explain(
     shape = _Shape()
     _library().hp_norm_launch_shape(ctypes.byref(config.native()), row_bytes, ctypes.byref(shape))
     num_ctas = -(-num_tokens // config.rows_per_cta) * config.ctas_per_row
-    return Rule(
-        index, sm, config, shape.threads_per_row, shape.threads_per_cta, num_ctas, evidence
-    )
+    return Rule(index, sm, config, shape.threads_per_row, shape.threads_per_cta, num_ctas, evidence)
 
 
 def candidates(hidden_size: int, dtype: torch.dtype, sm: int) -> list[Config]:

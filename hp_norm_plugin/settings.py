@@ -80,6 +80,7 @@ def read_flag(flag: Flag, environ: Mapping[str, str] | None = None) -> Reading:
     Reading
         `value` is one of `flag.values`. `warning` is None, or one sentence when the variable
         holds a value that is not in the table and `flag.on_unknown` was taken instead.
+
     """
     raw = (os.environ if environ is None else environ).get(flag.name)
     if raw is None or not raw.strip():

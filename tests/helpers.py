@@ -41,7 +41,9 @@ def make_case(num_tokens: int, hidden_size: int, dtype, weight_dtype="same", **o
     if weight_dtype is None:
         return Case(x, residual, None, **options)
     weight = torch.empty(hidden_size).uniform_(0.25, 2.0) * torch.randn(hidden_size).sign()
-    return Case(x, residual, weight.to(dtype if weight_dtype == "same" else weight_dtype), **options)
+    return Case(
+        x, residual, weight.to(dtype if weight_dtype == "same" else weight_dtype), **options
+    )
 
 
 def _ordered_bits(values: Tensor) -> Tensor:

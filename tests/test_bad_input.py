@@ -1,4 +1,4 @@
-"""What the operators refuse: the exact text, the same on CPU, CUDA and fake tensors, nothing written."""
+"""What the operators refuse: the same exact text on CPU, CUDA and fake tensors, nothing written."""
 
 from __future__ import annotations
 

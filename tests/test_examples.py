@@ -31,9 +31,45 @@ def test_paired_ratio_cancels_a_drift():
     assert spread == pytest.approx(0.0, abs=1e-12)
 
 
-def test_time_per_output_token_leaves_the_first_token_out():
-    run = {"first_token_s": [1.0, 2.0], "all_tokens_s": [2.0, 4.0]}
-    assert stats.time_per_output_token(run, 11) == [0.1, 0.2]
+def test_time_per_output_token_is_the_median_step(monkeypatch):
+    """A fake engine whose prefill takes two steps; its second request starts a step late."""
+    import types
+
+    from serving import engine as engine_module
+
+    clock = iter([0.0, 5.0, 6.0, 6.1, 6.2, 6.3])
+    monkeypatch.setattr(engine_module.time, "perf_counter", lambda: next(clock))
+    fake_vllm = types.SimpleNamespace(SamplingParams=lambda **kwargs: kwargs)
+    monkeypatch.setitem(sys.modules, "vllm", fake_vllm)
+
+    class FakeEngine:
+        def __init__(self):
+            self.names, self.steps = [], 0
+
+        def add_request(self, name, prompt, params):
+            self.names.append(name)
+
+        def has_unfinished_requests(self):
+            return self.steps < 5
+
+        def step(self):
+            self.steps += 1
+            counts = {self.names[0]: min(self.steps, 4), self.names[1]: self.steps - 1}
+            return [
+                types.SimpleNamespace(
+                    request_id=name, outputs=[types.SimpleNamespace(token_ids=range(count))]
+                )
+                for name, count in counts.items()
+                if count
+            ]
+
+    measured = engine_module.Engine.__new__(engine_module.Engine)
+    measured.requests, measured.vocab_size = 0, 100
+    measured.llm = types.SimpleNamespace(llm_engine=FakeEngine())
+    result = measured.measure(batch=2, input_len=3, output_len=4, seed=0)
+    assert result["first_token_s"] == [6.0] and result["all_tokens_s"] == [6.3]
+    assert result["step_s"] == [pytest.approx(0.1)]
+    assert result["tokens"] == [[0, 1, 2, 3], [0, 1, 2, 3]]
 
 
 def test_spread_is_relative_and_robust():

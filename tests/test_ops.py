@@ -142,9 +142,7 @@ def check_strides(device, num_tokens, hidden_size, gaps, offsets, dtype, weight_
     case = make_case(num_tokens, hidden_size, dtype, weight_dtype)
     expected = expect_all(case)
     x, x_buffer, x_before = strided(case.x, hidden_size + gaps[0], offsets[0], device)
-    residual, r_buffer, r_before = strided(
-        case.residual, hidden_size + gaps[1], offsets[1], device
-    )
+    residual, r_buffer, r_before = strided(case.residual, hidden_size + gaps[1], offsets[1], device)
     weight = case.weight
     if weight is not None:
         buffer = torch.empty(hidden_size + offsets[2], dtype=weight.dtype, device=device)

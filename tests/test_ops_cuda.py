@@ -1,4 +1,4 @@
-"""What only a GPU can show: streams, CUDA graphs, dependent launches, large tensors, the sanitizer."""
+"""What only a GPU shows: streams, CUDA graphs, dependent launches, large tensors, the sanitizer."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ HERE = Path(__file__).parent
 
 
 def test_runs_on_the_current_stream():
-    """A long kernel ahead on the same side stream: a call on another stream would read too early."""
+    """A long kernel is ahead on a side stream: a call on another stream would read too early."""
     stream = torch.cuda.Stream()
     case = make_case(64, 4096, torch.bfloat16)
-    expected, _ = reference.fused_add_rms_norm(
-        case.x, case.residual, case.weight, case.eps
-    )
+    expected, _ = reference.fused_add_rms_norm(case.x, case.residual, case.weight, case.eps)
     moved = case.to("cuda")
     x = torch.zeros_like(moved.x)
     torch.cuda.synchronize()
@@ -75,7 +73,7 @@ def test_captured_and_replayed_between_matrix_products(num_tokens, hidden_size):
 
 
 def test_a_long_chain_of_dependent_launches():
-    """Each call reads what the call before wrote, weight included: a missing wait shows as a race."""
+    """Each call reads what the one before wrote, weight too: a missing wait shows as a race."""
     case = make_case(8, 4096, torch.float32, eps=1e-3)
     x, residual = case.x / case.x.abs().max(), case.residual / case.residual.abs().max()
     weight = torch.rand(4096)

@@ -35,8 +35,10 @@ def explained(sm):
         for hidden_size in EDGES:
             for num_tokens in TOKENS:
                 for add in (True, False):
-                    yield dtype, hidden_size, rules.explain(
-                        num_tokens, hidden_size, dtype, f"sm_{sm}", add=add
+                    yield (
+                        dtype,
+                        hidden_size,
+                        rules.explain(num_tokens, hidden_size, dtype, f"sm_{sm}", add=add),
                     )
 
 
@@ -97,7 +99,9 @@ def test_thresholds_are_inclusive():
 
 def test_explain_describes_and_refuses():
     rule = hp.explain(1, 16384, torch.bfloat16, "sm_90")
-    assert rule.describe().startswith(f"rule {rule.index}: 16-byte vectors, 1 a thread, 256 threads")
+    assert rule.describe().startswith(
+        f"rule {rule.index}: 16-byte vectors, 1 a thread, 256 threads"
+    )
     assert "cluster of 8" in rule.describe()
     assert hp.explain(1, 7, torch.bfloat16, "sm_90").describe().startswith("fallback: ")
     with pytest.raises(ValueError, match="explain: device: must be a CUDA device or such as sm_90"):
@@ -120,9 +124,7 @@ def test_every_configuration_gives_the_same_bits(dtype, hidden_size):
         moved = case.to("cuda")
         for config in found:
             with rules.forced(config):
-                out, summed = hp.fused_add_rms_norm(
-                    moved.x, moved.residual, moved.weight, case.eps
-                )
+                out, summed = hp.fused_add_rms_norm(moved.x, moved.residual, moved.weight, case.eps)
                 out_plain = hp.rms_norm(moved.x, moved.weight, case.eps)
             assert_same_bits(out, expected[0], f"out of {config}")
             assert_same_bits(summed, expected[1], f"residual_out of {config}")

@@ -31,11 +31,11 @@ inline constexpr int64_t kAheadBytes = 4 << 20;
 enum RuleOp : int32_t { kAnyOp = 0, kAddOp = 1, kPlainOp = 2 };
 
 struct LaunchConfig {
-  int32_t vec_bytes;         // 16, or 32 on sm_100 and later
-  int32_t vecs_per_thread;   // 1, 2 or 4 vectors of the row in a thread's registers
-  int32_t rows_per_cta;      // rows that share a CTA
-  int32_t ctas_per_row;      // CTAs of a cluster that share a row: 1, 2, 4 or 8
-  int32_t options;           // LaunchOption bits
+  int32_t vec_bytes;        // 16, or 32 on sm_100 and later
+  int32_t vecs_per_thread;  // 1, 2 or 4 vectors of the row in a thread's registers
+  int32_t rows_per_cta;     // rows that share a CTA
+  int32_t ctas_per_row;     // CTAs of a cluster that share a row: 1, 2, 4 or 8
+  int32_t options;          // LaunchOption bits
 };
 
 struct LaunchRule {
@@ -44,7 +44,7 @@ struct LaunchRule {
   int64_t max_row_bytes;
   int64_t max_tokens;
   LaunchConfig config;
-  const char* evidence;    // where the choice comes from
+  const char* evidence;  // where the choice comes from
 };
 
 // The shape of one launch, derived from a configuration and a row.
@@ -52,7 +52,7 @@ struct LaunchShape {
   int32_t vecs_per_row;
   int32_t threads_per_row;  // in one CTA, whole warps
   int32_t threads_per_cta;
-  int32_t chunks_per_row;   // warp-wide groups of vectors, over all CTAs of the row
+  int32_t chunks_per_row;  // warp-wide groups of vectors, over all CTAs of the row
 };
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -84,8 +84,8 @@ constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes) {
   const int32_t ctas = config.ctas_per_row;
   const bool known_width = (config.vec_bytes == 16 && (vecs == 1 || vecs == 2 || vecs == 4)) ||
                            (config.vec_bytes == 32 && (vecs == 1 || vecs == 2));
-  const bool known_split = ctas == 1 || ((ctas == 2 || ctas == 4 || ctas == 8) &&
-                                         config.rows_per_cta == 1);
+  const bool known_split =
+      ctas == 1 || ((ctas == 2 || ctas == 4 || ctas == 8) && config.rows_per_cta == 1);
   if (!known_width || !known_split || config.rows_per_cta < 1) return false;
   const LaunchShape shape = launch_shape(config, row_bytes);
   if (config.options & kReread) {

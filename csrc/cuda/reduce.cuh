@@ -84,22 +84,23 @@ __device__ __forceinline__ float sum_run_a_lane(const float* sums, int lane) {
   return sum;
 }
 
-// The number of slots for chunk sums: 16, and then the powers of two.
+// The number of slots for chunk sums: 32, and then the powers of two.
 __host__ __device__ constexpr int padded_chunks(int num_chunks) {
-  int padded = 16;
+  int padded = 32;
   while (padded < num_chunks) padded *= 2;
   return padded;
 }
 
 // The tree over a row's chunk sums in shared memory, in every lane. Slots past the row's last chunk
-// hold zero. Up to 16 chunks every lane reads them all: 4 broadcast reads and 4 levels of adds are
-// shorter than 4 shuffles.
-__device__ __forceinline__ float total_of_chunks(const float* sums, int padded, int lane) {
-  if (padded == 16) return sum_run<16>(sums);
-  if (padded == 32) return sum_run_a_lane<1>(sums, lane);
-  if (padded == 64) return sum_run_a_lane<2>(sums, lane);
-  if (padded == 128) return sum_run_a_lane<4>(sums, lane);
-  if (padded == 256) return sum_run_a_lane<8>(sums, lane);
+// hold zero. kBroadcast: up to 16 chunks every lane reads them all, as 4 broadcast reads and 4
+// levels of adds are shorter than 5 shuffles; it takes 16 registers.
+template <bool kBroadcast>
+__device__ __forceinline__ float total_of_chunks(const float* sums, int chunks, int lane) {
+  if (kBroadcast && chunks <= 16) return sum_run<16>(sums);
+  if (chunks <= 32) return sum_run_a_lane<1>(sums, lane);
+  if (chunks <= 64) return sum_run_a_lane<2>(sums, lane);
+  if (chunks <= 128) return sum_run_a_lane<4>(sums, lane);
+  if (chunks <= 256) return sum_run_a_lane<8>(sums, lane);
   return sum_run_a_lane<16>(sums, lane);
 }
 

@@ -1,4 +1,5 @@
-// CUDA implementation: rule -> kernel -> launch -> error check. The checks come before, in norm_call.h.
+// CUDA implementation: rule -> kernel -> launch -> error check. The checks come before, in
+// norm_call.h.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -105,15 +106,14 @@ LaunchConfig choose_config(const NormCall& call, int32_t sm, int64_t elem_bytes,
   };
   if (forced_config.has_value()) {
     const LaunchConfig& config = *forced_config;
-    const bool usable = is_valid(config, row_bytes) &&
-                        (config.ctas_per_row == 1 || sm >= 90);
+    const bool usable = is_valid(config, row_bytes) && (config.ctas_per_row == 1 || sm >= 90);
     if (!usable || !fits(config)) {
       throw std::runtime_error("hp_norm: the forced launch configuration cannot take these rows");
     }
     return config;
   }
-  const int rule = find_rule(sm, call.residual == nullptr ? kPlainOp : kAddOp, row_bytes,
-                             call.num_tokens);
+  const int rule =
+      find_rule(sm, call.residual == nullptr ? kPlainOp : kAddOp, row_bytes, call.num_tokens);
   if (rule >= 0) {
     LaunchConfig config = kLaunchRules[rule].config;
     if (fits(config)) return config;
@@ -167,8 +167,7 @@ NormParams make_params(const NormCall& call, const LaunchConfig& config, const L
 void run_cuda(const NormCall& call) {
   const torch::stable::accelerator::DeviceGuard guard(call.device_index);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(call.device_index, &stream));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(call.device_index, &stream));
 
   const Device& device = device_of(call.device_index);
   const int32_t sm = device.sm;
@@ -176,8 +175,8 @@ void run_cuda(const NormCall& call) {
   const Alignment alignment = alignment_of(call, elem_bytes);
   const LaunchConfig config = choose_config(call, sm, elem_bytes, alignment);
   const LaunchShape shape = launch_shape(config, call.hidden_size * elem_bytes);
-  const void* kernel = find_kernel(
-      {dtype_of(call.dtype), call.weight_is_float32, call.residual != nullptr, config});
+  const void* kernel =
+      find_kernel({dtype_of(call.dtype), call.weight_is_float32, call.residual != nullptr, config});
   NormParams params = make_params(call, config, shape, alignment, device);
 
   const int64_t ctas = ceil_div(call.num_tokens, config.rows_per_cta) * config.ctas_per_row;
@@ -198,7 +197,8 @@ void run_cuda(const NormCall& call) {
   }
   if (config.ctas_per_row > 1) {
     attributes[launch.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[launch.numAttrs++].val.clusterDim = {static_cast<unsigned>(config.ctas_per_row), 1, 1};
+    attributes[launch.numAttrs++].val.clusterDim = {static_cast<unsigned>(config.ctas_per_row), 1,
+                                                    1};
   }
   void* arguments[] = {&params};
   check_cuda(cudaLaunchKernelExC(&launch, kernel, arguments), "kernel launch");

@@ -15,12 +15,12 @@
 namespace hp_norm {
 
 struct NormParams {
-  const void* x;            // [num_tokens, hidden_size], row stride x_stride
-  const void* residual;     // [num_tokens, hidden_size], row stride residual_stride
-  const void* weight;       // [hidden_size], or null
-  void* out;                // [num_tokens, hidden_size], row stride out_stride
-  void* residual_out;       // [num_tokens, hidden_size], row stride residual_out_stride
-  int64_t x_stride;         // strides count elements
+  const void* x;         // [num_tokens, hidden_size], row stride x_stride
+  const void* residual;  // [num_tokens, hidden_size], row stride residual_stride
+  const void* weight;    // [hidden_size], or null
+  void* out;             // [num_tokens, hidden_size], row stride out_stride
+  void* residual_out;    // [num_tokens, hidden_size], row stride residual_out_stride
+  int64_t x_stride;      // strides count elements
   int64_t residual_stride;
   int64_t out_stride;
   int64_t residual_out_stride;
@@ -28,10 +28,10 @@ struct NormParams {
   int32_t hidden_size;
   int32_t vecs_per_row;
   int32_t ctas_per_row;
-  int32_t padded_chunks;    // slots for the chunk sums of one row
+  int32_t padded_chunks;        // slots for the chunk sums of one row
   int32_t row_access_bytes;     // widest access that all rows allow (narrow kernels)
   int32_t weight_access_bytes;  // the same for the weight
-  float inverse_size;       // float32(1 / hidden_size)
+  float inverse_size;           // float32(1 / hidden_size)
   float eps;
   float weight_offset;
   int32_t first_wave_rows;  // rows whose residual is asked for before the wait (0: none)
@@ -91,12 +91,12 @@ __device__ __forceinline__ void load_weight(Vec<W, kElems>& vec, const W* weight
                                             const NormParams& p) {
   const W* from = weight + element;
   if constexpr (kNarrow) {
-    load_narrow(vec.words, from, (p.hidden_size - element) * int(sizeof(W)),
-                p.weight_access_bytes);
+    load_narrow(vec.words, from, (p.hidden_size - element) * int(sizeof(W)), p.weight_access_bytes);
   } else {
 #pragma unroll
     for (int i = 0; i < vec.kWords; i += 4) {
-      const uint4 four = *reinterpret_cast<const uint4*>(reinterpret_cast<const uint32_t*>(from) + i);
+      const uint4 four =
+          *reinterpret_cast<const uint4*>(reinterpret_cast<const uint32_t*>(from) + i);
       vec.words[i] = four.x;
       vec.words[i + 1] = four.y;
       vec.words[i + 2] = four.z;
@@ -115,8 +115,8 @@ __device__ __forceinline__ void add_residual(float (&h)[kElems], const Vec<T, kE
 
 // Steps 3 and 4: h becomes y, not yet rounded to the output's dtype.
 template <typename W, int kElems>
-__device__ __forceinline__ void normalize(float (&h)[kElems], float rstd, const Vec<W, kElems>& weight,
-                                          const NormParams& p) {
+__device__ __forceinline__ void normalize(float (&h)[kElems], float rstd,
+                                          const Vec<W, kElems>& weight, const NormParams& p) {
 #pragma unroll
   for (int i = 0; i < kElems; ++i) h[i] = __fmul_rn(h[i], rstd);
   if (p.weight == nullptr) return;
@@ -134,8 +134,8 @@ __device__ __forceinline__ void normalize(float (&h)[kElems], float rstd, const 
 }
 
 // 1 / sqrt(x), correctly rounded: the approximation, and one third-order correction from its exact
-// residual 1 - x * y * y. tests/gpu/rsqrt.cu compares all positive floats with __frsqrt_rn, which is
-// 20 ns slower (H200, 2026-11-22).
+// residual 1 - x * y * y. tests/gpu/rsqrt.cu compares all positive floats with __frsqrt_rn, which
+// is 20 ns slower (H200, 2026-11-22).
 __device__ __forceinline__ float correct_rsqrt(float x) {
   float y;
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -165,9 +165,12 @@ __device__ __forceinline__ void row_barrier(int row_in_cta, int threads) {
 template <typename T, typename W, int kElems, int kVecs, bool kAdd, bool kCluster, bool kNarrow>
 __global__ void __launch_bounds__(kMaxThreadsPerCta)
     rms_norm_kernel(const __grid_constant__ NormParams p) {
-  // Weights fetched with the row hide their latency behind it; past 16 values a thread the
-  // registers are worth more.
-  constexpr bool kEarlyWeight = kElems * kVecs <= 16;
+  // Weights hide their latency behind the row's. With long rows a thread has registers for half
+  // of them, behind the barrier; for none in a cluster, or where they are float32 beside 16-bit
+  // rows.
+  constexpr bool kWeightsWithRow = kVecs <= 2 && kElems * kVecs <= 16;
+  constexpr bool kFewRegisters = kCluster || sizeof(W) > sizeof(T);
+  constexpr int kEarlyWeights = kWeightsWithRow ? kVecs : kFewRegisters ? 0 : kVecs / 2;
   extern __shared__ __align__(16) float shared_sums[];  // [rows_per_cta][padded_chunks]
 
   const int lane = threadIdx.x % 32;
@@ -191,12 +194,16 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
   T* out = static_cast<T*>(p.out) + row * p.out_stride;
   T* residual_out = static_cast<T*>(p.residual_out) + row * p.residual_out_stride;
   const W* weight = static_cast<const W*>(p.weight);
-  settle(x, residual, out, residual_out, weight);
+  if constexpr (kVecs <= 2) settle(x, residual, out, residual_out, weight);
 
   const bool first_thread_of_row = threadIdx.x == 0 && rank == 0;
   const uint32_t row_bytes = p.hidden_size * static_cast<uint32_t>(sizeof(T));
   if (kAdd && !kNarrow && first_thread_of_row && row < p.first_wave_rows) {
     prefetch_to_l2(residual, row_bytes);
+  }
+  if (!kNarrow && first_thread_of_row && row == 0 && weight != nullptr) {
+    // In a model the weight comes from DRAM: the layers' matrices have pushed it out of L2.
+    prefetch_to_l2(weight, p.hidden_size * static_cast<uint32_t>(sizeof(W)));
   }
   wait_for_primary_grid();
   if (p.trigger_early) launch_dependent_grid();
@@ -208,26 +215,27 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
   // Load: every access of the row is in flight before the first is used.
   Vec<T, kElems> x_vec[kVecs] = {};
   Vec<T, kElems> residual_vec[kVecs] = {};
-  Vec<W, kElems> weight_vec[kEarlyWeight ? kVecs : 1];
+  Vec<W, kElems> weight_vec[kVecs];
+  const auto load_weights = [&](int first, int last) {
+#pragma unroll
+    for (int i = first; i < last; ++i) {
+      const int vec = first_vec + i * blockDim.x;
+      if (vec < p.vecs_per_row && weight != nullptr) {
+        load_weight<kNarrow>(weight_vec[i], weight, vec * kElems, p);
+      }
+    }
+  };
 #pragma unroll
   for (int i = 0; i < kVecs; ++i) {
     const int vec = first_vec + i * blockDim.x;
     if (vec >= p.vecs_per_row) continue;
     x_vec[i] = load_vec<kNarrow, T, kElems>(x, vec * kElems, p.hidden_size, p.row_access_bytes);
     if constexpr (kAdd) {
-      residual_vec[i] = load_vec<kNarrow, T, kElems>(residual, vec * kElems, p.hidden_size,
-                                                     p.row_access_bytes);
+      residual_vec[i] =
+          load_vec<kNarrow, T, kElems>(residual, vec * kElems, p.hidden_size, p.row_access_bytes);
     }
   }
-  if constexpr (kEarlyWeight) {
-#pragma unroll
-    for (int i = 0; i < kVecs; ++i) {
-      const int vec = first_vec + i * blockDim.x;
-      if (vec < p.vecs_per_row && weight != nullptr) {
-        load_weight<kNarrow>(weight_vec[i], weight, vec * kElems, p);
-      }
-    }
-  }
+  if constexpr (kWeightsWithRow) load_weights(0, kVecs);
   if (!p.trigger_early) launch_dependent_grid();
 
   // Add, keep the sum unrounded, store it rounded.
@@ -248,16 +256,21 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
     sums[i] = sum_squares(h[i]);
   }
 
-  // Sum.
+  // Sum: each warp publishes its chunks' sums, and every thread adds those of the whole row.
   float total = warp_chunk_sums(sums, lane);
   if constexpr (kCluster) {
     cluster_sums_push<kVecs>(chunk_sums, total, first_chunk, warps, p.ctas_per_row, lane);
-    cluster_sums_wait();
-    total = total_of_chunks(chunk_sums, p.padded_chunks, lane);
-  } else if (warps > 1) {
-    if (lane < kVecs) chunk_sums[first_chunk + lane * warps] = total;
-    row_barrier(threadIdx.y, blockDim.x);
-    total = total_of_chunks(chunk_sums, p.padded_chunks, lane);
+  } else if (warps > 1 && lane < kVecs) {
+    chunk_sums[first_chunk + lane * warps] = total;
+  }
+  if constexpr (!kWeightsWithRow) load_weights(0, kEarlyWeights);
+  if (kCluster || warps > 1) {
+    if constexpr (kCluster) {
+      cluster_sums_wait();
+    } else {
+      row_barrier(threadIdx.y, blockDim.x);
+    }
+    total = total_of_chunks<(kVecs <= 2)>(chunk_sums, chunks_per_row, lane);
   } else {
 #pragma unroll
     for (int bit = 1; bit < kVecs; bit *= 2) total = add_across(total, bit);
@@ -269,11 +282,8 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
   for (int i = 0; i < kVecs; ++i) {
     const int vec = first_vec + i * blockDim.x;
     if (vec >= p.vecs_per_row) continue;
-    Vec<W, kElems>& weight_of_vec = weight_vec[kEarlyWeight ? i : 0];
-    if constexpr (!kEarlyWeight) {
-      if (weight != nullptr) load_weight<kNarrow>(weight_of_vec, weight, vec * kElems, p);
-    }
-    normalize(h[i], rstd, weight_of_vec, p);
+    if (i >= kEarlyWeights) load_weights(i, i + 1);
+    normalize(h[i], rstd, weight_vec[i], p);
     Vec<T, kElems> rounded;
     rounded.pack(h[i]);
     store_vec<kNarrow>(out, rounded, vec * kElems, p.hidden_size, p.row_access_bytes);
@@ -283,7 +293,8 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
 // For rows that neither a CTA's registers hold nor a cluster (before sm_90 there are none): the row
 // is read again from L2 for the second pass. One CTA a row, any alignment.
 template <typename T, typename W, int kElems, bool kAdd>
-__global__ void __launch_bounds__(kRereadThreads) rms_norm_reread_kernel(const __grid_constant__ NormParams p) {
+__global__ void __launch_bounds__(kRereadThreads)
+    rms_norm_reread_kernel(const __grid_constant__ NormParams p) {
   extern __shared__ __align__(16) float chunk_sums[];  // [padded_chunks]
   const int lane = threadIdx.x % 32;
   const int64_t row = blockIdx.x;
@@ -292,14 +303,14 @@ __global__ void __launch_bounds__(kRereadThreads) rms_norm_reread_kernel(const _
   const T* residual = static_cast<const T*>(p.residual) + row * p.residual_stride;
   T* out = static_cast<T*>(p.out) + row * p.out_stride;
   T* residual_out = static_cast<T*>(p.residual_out) + row * p.residual_out_stride;
-  const auto load_sum = [&](float(&h)[kElems], int vec) {
+  const auto load_sum = [&](float (&h)[kElems], int vec) {
     const auto load = [&](const T* from) {
       return load_vec<true, T, kElems>(from, vec * kElems, p.hidden_size, p.row_access_bytes);
     };
     load(x).unpack(h);
     if constexpr (kAdd) add_residual(h, load(residual));
   };
-  const auto store_rounded = [&](T* to, const float(&values)[kElems], int vec) {
+  const auto store_rounded = [&](T* to, const float (&values)[kElems], int vec) {
     Vec<T, kElems> rounded;
     rounded.pack(values);
     store_vec<true>(to, rounded, vec * kElems, p.hidden_size, p.row_access_bytes);
@@ -315,7 +326,7 @@ __global__ void __launch_bounds__(kRereadThreads) rms_norm_reread_kernel(const _
     if (lane == 0) chunk_sums[chunk] = chunk_sum;
   }
   __syncthreads();
-  const float rstd = reciprocal_std(total_of_chunks(chunk_sums, p.padded_chunks, lane), p);
+  const float rstd = reciprocal_std(total_of_chunks<true>(chunk_sums, chunks, lane), p);
   for (int vec = threadIdx.x; vec < p.vecs_per_row; vec += blockDim.x) {
     float h[kElems];
     load_sum(h, vec);

@@ -1,5 +1,5 @@
-// The only file that knows dtypes and access widths: unpacking, rounding, and vector loads and stores.
-// To add a dtype, specialise Word<T> here.
+// The only file that knows dtypes and access widths: unpacking, rounding, and vector loads and
+// stores. To add a dtype, specialise Word<T> here.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -105,8 +105,8 @@ __device__ __forceinline__ void store_16_bytes(void* to, const uint32_t* w) {
 __device__ __forceinline__ void load_32_bytes(uint32_t* w, const void* from) {
 #if __CUDA_ARCH__ >= 1000
   asm volatile("ld.global.L1::no_allocate.v8.b32 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8];"
-               : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3]), "=r"(w[4]), "=r"(w[5]),
-                 "=r"(w[6]), "=r"(w[7])
+               : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3]), "=r"(w[4]), "=r"(w[5]), "=r"(w[6]),
+                 "=r"(w[7])
                : "l"(from)
                : "memory");
 #else

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import time
 import traceback
@@ -24,6 +25,7 @@ class Engine:
 
         started = time.perf_counter()
         self.vocab_size = 0
+        self.requests = 0
         self.llm = LLM(**config["llm"])
         self.vocab_size = self.llm.llm_engine.vllm_config.model_config.get_vocab_size()
         if config["fill_weights"]:
@@ -47,18 +49,22 @@ class Engine:
     def measure(
         self, batch: int, input_len: int, output_len: int, seed: int, repeat: int = 1
     ) -> dict[str, Any]:
-        """Seconds for the first token and for all tokens of one batch; greedy, eos ignored.
+        """Time one batch: greedy, eos ignored.
 
+        Seconds until every request has its first token, until all have all of theirs, and the
+        median time of an engine step in between, in which each request gains one token.
         `repeat` asks for several measurements in a row; `tokens` are those of the last.
         """
         prompts = self._prompts(batch, input_len, seed)
-        first, last, tokens = [], [], []
+        result: dict[str, Any] = {"first_token_s": [], "all_tokens_s": [], "step_s": []}
         for _ in range(repeat):
-            first.append(self._seconds(prompts, 1)[0])
+            arrivals, result["tokens"] = self._generate(prompts, output_len)
+            result["first_token_s"].append(arrivals[0])
+            result["all_tokens_s"].append(arrivals[-1])
             if output_len > 1:
-                seconds, tokens = self._seconds(prompts, output_len)
-                last.append(seconds)
-        return {"first_token_s": first, "all_tokens_s": last, "tokens": tokens}
+                steps = [b - a for a, b in zip(arrivals, arrivals[1:], strict=False)]
+                result["step_s"].append(statistics.median(steps))
+        return result
 
     def profile(self, batch: int, input_len: int, output_len: int, seed: int) -> dict[str, Any]:
         """Kernels (on a CPU: operators) of the decode steps alone.
@@ -70,7 +76,7 @@ class Engine:
         by_name: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
         for tokens, sign in ((1, -1), (output_len, 1)):
             self.llm.collective_rpc("hp_norm_profile_start")
-            self._seconds(prompts, tokens)
+            self._generate(prompts, tokens)
             for row in self.llm.collective_rpc("hp_norm_profile_stop")[0]:
                 by_name[row["name"]][0] += sign * row["count"]
                 by_name[row["name"]][1] += sign * row["time_us"]
@@ -107,16 +113,27 @@ class Engine:
             for _ in range(batch)
         ]
 
-    def _seconds(self, prompts: list[Any], max_tokens: int) -> tuple[float, list[list[int]]]:
+    def _generate(self, prompts: list[Any], max_tokens: int) -> tuple[list[float], list[list[int]]]:
+        """Step the engine to the end: when every request had its n-th token, and the tokens."""
         from vllm import SamplingParams
 
         params = SamplingParams(
             temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False
         )
+        engine = self.llm.llm_engine
+        self.requests += len(prompts)
+        names = [f"{self.requests}-{index}" for index in range(len(prompts))]
+        tokens: dict[str, list[int]] = {name: [] for name in names}
+        arrivals: list[float] = []
         started = time.perf_counter()
-        outputs = self.llm.generate(prompts, params, use_tqdm=False)
-        seconds = time.perf_counter() - started
-        return seconds, [list(output.outputs[0].token_ids) for output in outputs]
+        for name, prompt in zip(names, prompts, strict=True):
+            engine.add_request(name, prompt, params)
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                tokens[output.request_id] = list(output.outputs[0].token_ids)
+            fewest = min(map(len, tokens.values()))
+            arrivals += [time.perf_counter() - started] * (fewest - len(arrivals))
+        return arrivals, [tokens[name] for name in names]
 
 
 def main() -> int:

@@ -131,7 +131,8 @@ def measure(
     for work in workloads:
         request = {k: v for k, v in work.items() if k != "kind"}
         runs: dict[str, Any] = {
-            name: {"first_token_s": [], "all_tokens_s": [], "tokens": []} for name in engines
+            name: {"first_token_s": [], "all_tokens_s": [], "step_s": [], "tokens": []}
+            for name in engines
         }
         for repeat in range(-args.warmup, args.repeats):
             for name, engine in engines.items():
@@ -141,8 +142,8 @@ def measure(
                 with alone(engine, args):
                     result = engine.ask("measure", seed=args.seed, **request)
                 if repeat >= 0:
-                    runs[name]["first_token_s"] += result["first_token_s"]
-                    runs[name]["all_tokens_s"] += result["all_tokens_s"]
+                    for field in ("first_token_s", "all_tokens_s", "step_s"):
+                        runs[name][field] += result[field]
                     runs[name]["tokens"].append(result["tokens"])
                 progress.update(task, advance=1)
         rows.append(summarise(work, runs))
@@ -157,15 +158,14 @@ def summarise(work: dict[str, Any], runs: dict[str, Any]) -> dict[str, Any]:
     row["ttft_s"] = {name: stats.median(values) for name, values in first.items()}
     row["ttft_ratio"], row["ttft_spread"] = stats.paired_ratio(first[ON], first[OFF])
     if work["output_len"] > 1:
-        tpot = {
-            name: stats.time_per_output_token(run, work["output_len"]) for name, run in runs.items()
-        }
+        # The median step: a prefill that takes 10 ms more or less does not show in it.
+        tpot = {name: run["step_s"] for name, run in runs.items()}
         row["tpot_s"] = {name: stats.median(values) for name, values in tpot.items()}
         row["tpot_ratio"], row["tpot_spread"] = stats.paired_ratio(tpot[ON], tpot[OFF])
         row["tokens_off_on"] = stats.same_tokens(runs[OFF]["tokens"][-1], runs[ON]["tokens"][-1])
         row["tokens_off_off"] = stats.same_tokens(runs[OFF]["tokens"][0], runs[OFF]["tokens"][-1])
     row["raw"] = {
-        name: {k: run[k] for k in ("first_token_s", "all_tokens_s")} for name, run in runs.items()
+        name: {k: v for k, v in run.items() if k != "tokens"} for name, run in runs.items()
     }
     return row
 

@@ -35,14 +35,6 @@ def paired_ratio(on: Sequence[float], off: Sequence[float]) -> tuple[float, floa
     return median(ratios), spread(ratios)
 
 
-def time_per_output_token(run: dict[str, Any], output_len: int) -> list[float]:
-    """Return TPOT in seconds of each repeat: the time after the first token, per further token."""
-    return [
-        (last - first) / (output_len - 1)
-        for first, last in zip(run["first_token_s"], run["all_tokens_s"], strict=True)
-    ]
-
-
 def norm_share(profile: dict[str, Any]) -> dict[str, float]:
     """Sum a decode profile: time a step, the norms' part of it, our kernels and their number."""
     steps = profile["decode_steps"]

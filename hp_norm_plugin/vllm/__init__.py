@@ -83,6 +83,7 @@ def plan(found: Host, mode: str) -> Registration:
     -------
     Registration
         The adapter that `register` would attach, or None with the reason.
+
     """
     problem = _library_problem(found)
     if problem is not None:

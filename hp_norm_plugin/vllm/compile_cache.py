@@ -45,6 +45,7 @@ def register_in_key(state: str) -> None:
     AttributeError
         This vLLM has no such table; the caller must then leave the plugin off, because a toggle
         could run the other setting's graph.
+
     """
     from vllm import envs
 

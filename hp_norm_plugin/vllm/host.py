@@ -79,6 +79,7 @@ def detect() -> Host:
     ------
     ImportError
         vLLM itself does not import.
+
     """
     version = importlib.import_module("vllm").__version__
     platform = _platform()

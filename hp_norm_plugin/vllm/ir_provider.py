@@ -103,6 +103,7 @@ def register_providers(*, supported: bool) -> None:
         Whether the operator can run in this process. With False the providers exist all the
         same: another process may have put them in the priority list that reaches this one, where
         vLLM skips an unsupported provider but asserts on an unknown one.
+
     """
     from vllm import ir
 

@@ -137,6 +137,7 @@ def replace_layer(name: str, cls: type) -> bool:
     -------
     bool
         False, with one warning, when another plugin has replaced that layer already.
+
     """
     owner = custom_op.op_registry_oot.get(name)
     if owner is cls:

@@ -52,6 +52,7 @@ def stand_aside(vllm_config: Any) -> str | None:
     ----------
     vllm_config
         vLLM's `VllmConfig`, after its defaults were applied.
+
     """
     import vllm.envs as envs
 
@@ -98,6 +99,7 @@ def decline(
         Shape [hidden_size], x's dtype or float32, or None.
     variance_size
         vLLM's `variance_size_override`: the mean is taken over that many elements only.
+
     """
     if variance_size is not None:
         return "variance_size_override"
@@ -133,6 +135,7 @@ def decline_compiled(
         As for `decline`.
     scope
         The value of `HP_NORM_SCOPE`.
+
     """
     reason = decline(x, residual, weight, variance_size)
     if reason is not None or scope == "all":

@@ -35,6 +35,7 @@ class WorkerProbe:
         -------
         list of dict
             `name`, `count` and `time_us` (own time, summed) of each kernel, the longest first.
+
         """
         on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
         if on_gpu:
@@ -56,6 +57,7 @@ class WorkerProbe:
         dict
             `adapter` and `reason` of `register`; `layers` as `report.count_layers`;
             `priority` of each IR op; `compile`, vLLM's compile counters; `pass_config`.
+
         """
         from hp_norm_plugin.vllm import registration, report
 
@@ -86,6 +88,7 @@ class WorkerProbe:
         -------
         int
             How many tensors were filled. Quantised ones and their scales are left.
+
         """
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
         dtype = self.vllm_config.model_config.dtype  # type: ignore[attr-defined]

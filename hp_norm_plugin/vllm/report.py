@@ -36,6 +36,7 @@ def count_layers(model: torch.nn.Module, vllm_config: Any, adapter: str) -> dict
     -------
     dict
         "operator" and, for those left to vLLM, the reason, each with its number of layers.
+
     """
     from vllm.model_executor.layers import layernorm
 

@@ -1,6 +1,6 @@
-// Compares correct_rsqrt with the compiler's correctly rounded __frsqrt_rn for every positive float,
-// zero, infinity and NaN, and __frsqrt_rn with a rounded double (what the CPU kernel computes).
-// Prints the two numbers of differing inputs; tests/gpu/test_rsqrt.py expects zeros.
+// Compares correct_rsqrt with the compiler's correctly rounded __frsqrt_rn for every positive
+// float, zero, infinity and NaN, and __frsqrt_rn with a rounded double (what the CPU kernel
+// computes). Prints the two numbers of differing inputs; tests/gpu/test_rsqrt.py expects zeros.
 #include <cstdio>
 
 #include "../../csrc/cuda/rms_norm.cuh"
@@ -15,8 +15,10 @@ __global__ void compare(unsigned long long* differing) {
     const float expected = __frsqrt_rn(x);
     const float rounded = static_cast<float>(1.0 / sqrt(static_cast<double>(x)));
     const float actual = hp_norm::correct_rsqrt(x);
-    fast += __float_as_uint(actual) != __float_as_uint(expected) && !(actual != actual && expected != expected);
-    wide += __float_as_uint(rounded) != __float_as_uint(expected) && !(rounded != rounded && expected != expected);
+    fast += __float_as_uint(actual) != __float_as_uint(expected) &&
+            !(actual != actual && expected != expected);
+    wide += __float_as_uint(rounded) != __float_as_uint(expected) &&
+            !(rounded != rounded && expected != expected);
   }
   atomicAdd(differing, fast);
   atomicAdd(differing + 1, wide);

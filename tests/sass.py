@@ -1,0 +1,121 @@
+"""Reads the machine code of the CUDA library: registers, spills, access widths, instruction counts.
+
+`python -m tests.sass` records them in tests/sass_facts.json; tests/test_sass.py compares with it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from hp_norm_plugin import ops
+
+FACTS = Path(__file__).with_name("sass_facts.json")
+KERNEL = re.compile(r"Function : \S*?(rms_norm_(?:reread_)?kernel)I(\S+?)EvNS_10NormParamsE")
+GLOBAL = re.compile(r"\b(LDG|STG)\.E(?:\.[A-Z0-9]+)*")
+DTYPES = {"f": "float32", "13__nv_bfloat16": "bfloat16", "6__half": "float16"}
+
+
+@dataclass
+class Kernel:
+    """What the machine code of one instantiation on one architecture says of itself."""
+
+    name: str
+    registers: int = 0
+    stack: int = 0
+    instructions: int = 0
+    local_accesses: int = 0  # spills
+    widths: Counter = field(default_factory=Counter)  # of global accesses, by "LDG 128"
+
+    def facts(self) -> dict:
+        """What is recorded."""
+        return {"registers": self.registers, "instructions": self.instructions,
+                "widths": dict(sorted(self.widths.items()))}  # fmt: skip
+
+
+@cache
+def cuobjdump() -> str | None:
+    """The disassembler's driver of the CUDA toolkit, or the one in Triton's wheel."""
+    if found := shutil.which("cuobjdump"):
+        return found
+    if spec := importlib.util.find_spec("triton"):
+        bundled = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        if bundled.is_file():
+            return str(bundled)
+    return None
+
+
+def _dump(*options: str) -> str:
+    command = [cuobjdump(), *options, str(ops.CUDA_LIBRARY)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def readable(kind: str, arguments: str) -> str:
+    """ "rms_norm_kernel<bfloat16, float32, 8, 2, add, cluster>" from a mangled template list."""
+    types, rest = [], arguments
+    while len(types) < 2:
+        if rest.startswith("S"):  # a substitution: the type before
+            types.append(types[-1])
+            rest = rest.split("_", 1)[1]
+            continue
+        key = next(k for k in DTYPES if rest.startswith(k))
+        types.append(DTYPES[key])
+        rest = rest.removeprefix(key)
+    numbers = re.findall(r"Li(\d+)E", rest)
+    flags = [flag == "1" for flag in re.findall(r"Lb([01])E", rest + "E")]
+    names = ["add" if flags[0] else "plain"]
+    names += [name for name, on in zip(("cluster", "narrow"), flags[1:], strict=False) if on]
+    return f"{kind}<{', '.join([*types, *numbers, *names])}>"
+
+
+@cache
+def kernels(arch: str) -> dict[str, Kernel]:
+    """Every kernel compiled for sm_`arch`, by readable name."""
+    found: dict[str, Kernel] = {}
+    current = Kernel("")
+    for line in _dump("-sass", "-arch", f"sm_{arch}").splitlines():
+        if match := KERNEL.search(line):
+            current = found.setdefault(readable(*match.groups()), Kernel(readable(*match.groups())))
+        elif re.match(r"\s+/\*[0-9a-f]{4,5}\*/", line):
+            current.instructions += "NOP" not in line
+            current.local_accesses += bool(re.search(r"\b(LDL|STL)\b", line))
+            if access := GLOBAL.search(line):
+                text = access.group(0)
+                width = next((w for w in ("256", "128", "64", "U16") if w in text), "32")
+                current.widths[f"{access.group(1)} {width}"] += 1
+            elif re.search(r"\bLD\.E", line):
+                current.widths["LD 128" if ".128" in line else "LD narrow"] += 1
+    name = ""
+    for line in _dump("--dump-resource-usage", "-arch", f"sm_{arch}").splitlines():
+        if match := re.search(r"Function \S*?(rms_norm_(?:reread_)?kernel)I(\S+?)EvNS_", line):
+            name = readable(*match.groups())
+        elif name and (match := re.search(r"REG:(\d+) STACK:(\d+)", line)):
+            found[name].registers, found[name].stack = int(match[1]), int(match[2])
+            name = ""
+    return found
+
+
+def record() -> None:
+    """Write the facts of this build."""
+    archs = [arch for arch in ops.library_status().cuda_archs if arch.isdigit()]
+    facts = {
+        arch: {name: kernel.facts() for name, kernel in sorted(kernels(arch).items())}
+        for arch in archs
+    }
+    lines = []
+    for arch, by_name in facts.items():
+        rows = ",\n".join(f"  {json.dumps(n)}: {json.dumps(f)}" for n, f in by_name.items())
+        lines.append(f"{json.dumps(arch)}: {{\n{rows}\n}}")
+    FACTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    print(f"{FACTS.name}: {sum(map(len, facts.values()))} kernels of sm_{', sm_'.join(archs)}")
+
+
+if __name__ == "__main__":
+    record()

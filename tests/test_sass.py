@@ -1,0 +1,89 @@
+"""The compiled kernels, without a GPU: full-width accesses, no spills, no drift."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import sass
+
+from hp_norm_plugin import ops, rules
+
+ARCHS = [arch for arch in ops.library_status().cuda_archs if arch.isdigit()]
+pytestmark = pytest.mark.skipif(
+    not ARCHS or sass.cuobjdump() is None, reason="no CUDA library, or no cuobjdump to read it with"
+)
+SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+def wide_kernels(arch):
+    """(kernel, vector bytes) of the kernels that rules choose for aligned rows."""
+    for name, kernel in sass.kernels(arch).items():
+        kind, arguments = name.rstrip(">").split("<")
+        dtype, _, elems, *_ = arguments.split(", ")
+        if kind == "rms_norm_kernel" and "narrow" not in arguments:
+            yield kernel, int(elems) * SIZES[dtype]
+
+
+def test_every_instantiation_is_compiled_for_every_architecture():
+    names = {arch: set(sass.kernels(arch)) for arch in ARCHS}
+    assert all(found == names[ARCHS[0]] for found in names.values())
+    # 3 dtypes and their weights, with and without add: 6 + 4 wide kernels, 2 narrow, 1 re-reading.
+    assert len(names[ARCHS[0]]) == 5 * 2 * 13
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_aligned_rows_are_accessed_at_full_width(arch):
+    for kernel, vec_bytes in wide_kernels(arch):
+        width = "256" if vec_bytes == 32 and int(arch) >= 100 else "128"
+        narrower = [w for w in kernel.widths if w.split()[1] not in ("128", width)]
+        assert not narrower, (kernel.name, kernel.widths)
+        add = "add" in kernel.name
+        vecs = int(kernel.name.split(", ")[3])
+        halves = vec_bytes * 8 // int(width)
+        assert kernel.widths[f"LDG {width}"] >= vecs * halves * (2 if add else 1), kernel
+        assert kernel.widths[f"STG {width}"] >= vecs * halves * (2 if add else 1), kernel
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ARCHS if int(arch) >= 90])
+def test_no_kernel_that_a_rule_chooses_spills(arch):
+    chosen = {
+        (rule.config.vec_bytes, rule.config.vecs_per_thread, rule.config.ctas_per_row > 1)
+        for rule in rules.table()
+        if rule.min_sm <= int(arch) <= rule.max_sm
+    }
+    checked = 0
+    for kernel, vec_bytes in wide_kernels(arch):
+        vecs = int(kernel.name.split(", ")[3])
+        if (vec_bytes, vecs, "cluster" in kernel.name) in chosen:
+            assert kernel.local_accesses == 0 and kernel.stack == 0, kernel
+            checked += 1
+    assert checked >= 10
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_registers_leave_room_for_the_largest_cta(arch):
+    for kernel in sass.kernels(arch).values():
+        assert 0 < kernel.registers <= 65536 // 1024, kernel
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_code_is_what_was_recorded(arch):
+    """A change that costs registers or instructions shows here before it shows on a GPU.
+
+    After a change that was measured: `python -m tests.sass` and commit the file.
+    """
+    recorded = json.loads(sass.FACTS.read_text()).get(arch)
+    if recorded is None:
+        pytest.skip(f"sm_{arch} is not among the recorded architectures")
+    drift = []
+    for name, kernel in sass.kernels(arch).items():
+        facts = recorded[name]
+        if kernel.widths != facts["widths"]:
+            drift.append(f"{name}: accesses {dict(kernel.widths)}, recorded {facts['widths']}")
+        if kernel.registers > facts["registers"]:
+            drift.append(f"{name}: {kernel.registers} registers, recorded {facts['registers']}")
+        if kernel.instructions > 1.05 * facts["instructions"]:
+            drift.append(f"{name}: {kernel.instructions} instructions, "
+                         f"recorded {facts['instructions']}")  # fmt: skip
+    assert not drift, "\n".join(drift[:20])
