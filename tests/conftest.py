@@ -1,12 +1,10 @@
-"""What the operator's tests share: the devices, input makers, and comparisons to the contract."""
+"""What all tests share: the devices, and a seed."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-
-HAS_GPU = torch.cuda.is_available()
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+from helpers import HAS_GPU
 
 
 def pytest_collection_modifyitems(items):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import HAS_GPU
+from helpers import HAS_GPU
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hp_norm_plugin as hp

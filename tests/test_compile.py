@@ -7,7 +7,9 @@ import torch
 from helpers import assert_same_bits, make_case
 
 import hp_norm_plugin as hp
+from hp_norm_plugin import ops
 
+ops.load_libraries()
 OPS = torch.ops.hp_norm
 
 

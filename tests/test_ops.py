@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import DTYPES
-from helpers import Case, assert_same_bits, make_case
+from helpers import DTYPES, Case, assert_same_bits, make_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

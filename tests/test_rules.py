@@ -6,8 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import DTYPES
-from helpers import assert_same_bits, make_case
+from helpers import DTYPES, assert_same_bits, make_case
 
 import hp_norm_plugin as hp
 from hp_norm_plugin import rules
