@@ -102,6 +102,7 @@ def without_finished(cases: Sequence[shapes.Case], out: Path) -> list[shapes.Cas
     return [case for case in cases if case not in finished]
 
 
+@torch.no_grad()
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run what the arguments ask for; 0 when every cell was reached."""
     device = torch.device(args.device)
@@ -113,7 +114,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
         device = torch.device("cuda", torch.cuda.current_device())
     if args.threads:
         torch.set_num_threads(args.threads)
-    torch.set_grad_enabled(False)
     try:
         cases = cases_of(args, device)
     except ValueError as error:

@@ -22,3 +22,5 @@ def device(request) -> str:
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(20261122)
+    yield
+    assert torch.is_grad_enabled(), "the test left autograd off for those after it"
