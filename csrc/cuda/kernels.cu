@@ -1,5 +1,6 @@
 // Instantiates the kernels. Everything that is compiled is reached from here.
 #include "kernels.h"
+#include "reread.cuh"
 #include "rms_norm.cuh"
 
 namespace hp_norm {

@@ -13,7 +13,8 @@
 
 #include "../norm_call.h"
 #include "kernels.h"
-#include "rms_norm.cuh"
+#include "reduce.cuh"
+#include "row_steps.cuh"
 
 namespace hp_norm {
 namespace {

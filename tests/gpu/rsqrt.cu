@@ -3,7 +3,7 @@
 // computes). Prints the two numbers of differing inputs; tests/gpu/test_rsqrt.py expects zeros.
 #include <cstdio>
 
-#include "../../csrc/cuda/rms_norm.cuh"
+#include "../../csrc/cuda/row_steps.cuh"
 
 __global__ void compare(unsigned long long* differing) {
   unsigned long long fast = 0;

@@ -1,0 +1,155 @@
+// The steps of a row that the kernels share: loads and stores, the add, the normalisation; and the
+// contract of the numbers:
+//
+//   1. h = float32(x) + float32(residual); residual_out = round(h)
+//   2. rstd = 1 / sqrt(mean(h * h) + eps), float32, over the unrounded h
+//   3. y = round(h * rstd * (weight_offset + weight)); with round_before_weight, h * rstd is first
+//      rounded to the weight's dtype and multiplied there
+//   4. no weight: y = round(h * rstd)
+#pragma once
+
+#include "vec.cuh"
+
+namespace hp_norm {
+
+struct NormParams {
+  const void* x;         // [num_tokens, hidden_size], row stride x_stride
+  const void* residual;  // [num_tokens, hidden_size], row stride residual_stride
+  const void* weight;    // [hidden_size], or null
+  void* out;             // [num_tokens, hidden_size], row stride out_stride
+  void* residual_out;    // [num_tokens, hidden_size], row stride residual_out_stride
+  int64_t x_stride;      // strides count elements
+  int64_t residual_stride;
+  int64_t out_stride;
+  int64_t residual_out_stride;
+  int64_t num_tokens;
+  int32_t hidden_size;
+  int32_t vecs_per_row;
+  int32_t ctas_per_row;
+  int32_t padded_chunks;        // slots for the chunk sums of one row
+  int32_t row_access_bytes;     // widest access that all rows allow (narrow kernels)
+  int32_t weight_access_bytes;  // the same for the weight
+  float inverse_size;           // float32(1 / hidden_size)
+  float eps;
+  float weight_offset;
+  int32_t first_wave_rows;  // rows whose residual is asked for before the wait (0: none)
+  int32_t ahead_rows;       // how far ahead of its row a CTA asks L2 for x and residual (0: not)
+  bool round_before_weight;
+  bool trigger_early;
+};
+
+// Programmatic dependent launch: nothing is read or written before the wait, the weight included
+// (the kernel before may have written it).
+__device__ __forceinline__ void wait_for_primary_grid() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void launch_dependent_grid() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Has the row's addresses computed before the wait, where they cost no time: ptxas would otherwise
+// sink some 25 instructions behind it (H200, 2026-11-22: 1-3 % of a decode call). A trap that
+// depends on them cannot sink, and is never taken: rows are aligned to their elements.
+template <typename... Pointers>
+__device__ __forceinline__ void settle(Pointers... pointers) {
+  const uint64_t all = (0ull | ... | reinterpret_cast<uint64_t>(pointers));
+  asm volatile("{\n.reg .pred p;\nsetp.eq.u64 p, %0, 1;\n@p trap;\n}" ::"l"(all) : "memory");
+}
+
+// A vector of kElems elements starting at `element` of a row or of the weight.
+template <bool kNarrow, typename T, int kElems>
+__device__ __forceinline__ Vec<T, kElems> load_vec(const T* row, int element, int hidden_size,
+                                                   int access_bytes) {
+  Vec<T, kElems> vec;
+  if constexpr (kNarrow) {
+    load_narrow(vec.words, row + element, (hidden_size - element) * int(sizeof(T)), access_bytes);
+  } else {
+    load_wide(vec.words, row + element);
+  }
+  return vec;
+}
+
+template <bool kNarrow, typename T, int kElems>
+__device__ __forceinline__ void store_vec(T* row, const Vec<T, kElems>& vec, int element,
+                                          int hidden_size, int access_bytes) {
+  if constexpr (kNarrow) {
+    store_narrow(row + element, vec.words, (hidden_size - element) * int(sizeof(T)), access_bytes);
+  } else {
+    store_wide(row + element, vec.words);
+  }
+}
+
+// Weights are shared by all rows, so they take the default cache policy.
+template <bool kNarrow, typename W, int kElems>
+__device__ __forceinline__ void load_weight(Vec<W, kElems>& vec, const W* weight, int element,
+                                            const NormParams& p) {
+  const W* from = weight + element;
+  if constexpr (kNarrow) {
+    load_narrow(vec.words, from, (p.hidden_size - element) * int(sizeof(W)), p.weight_access_bytes);
+  } else {
+#pragma unroll
+    for (int i = 0; i < vec.kWords; i += 4) {
+      const uint4 four =
+          *reinterpret_cast<const uint4*>(reinterpret_cast<const uint32_t*>(from) + i);
+      vec.words[i] = four.x;
+      vec.words[i + 1] = four.y;
+      vec.words[i + 2] = four.z;
+      vec.words[i + 3] = four.w;
+    }
+  }
+}
+
+template <typename T, int kElems>
+__device__ __forceinline__ void add_residual(float (&h)[kElems], const Vec<T, kElems>& residual) {
+  float values[kElems];
+  residual.unpack(values);
+#pragma unroll
+  for (int i = 0; i < kElems; ++i) h[i] = __fadd_rn(h[i], values[i]);
+}
+
+// Steps 3 and 4: h becomes y, not yet rounded to the output's dtype.
+template <typename W, int kElems>
+__device__ __forceinline__ void normalize(float (&h)[kElems], float rstd,
+                                          const Vec<W, kElems>& weight, const NormParams& p) {
+#pragma unroll
+  for (int i = 0; i < kElems; ++i) h[i] = __fmul_rn(h[i], rstd);
+  if (p.weight == nullptr) return;
+  float factor[kElems];
+  weight.unpack(factor);
+#pragma unroll
+  for (int i = 0; i < kElems; ++i) factor[i] = __fadd_rn(p.weight_offset, factor[i]);
+  if (p.round_before_weight) {
+    round_to<W>(h);
+    round_to<W>(factor);
+  }
+#pragma unroll
+  for (int i = 0; i < kElems; ++i) h[i] = __fmul_rn(h[i], factor[i]);
+  if (p.round_before_weight) round_to<W>(h);
+}
+
+// 1 / sqrt(x), correctly rounded: the approximation, and one third-order correction from its exact
+// residual 1 - x * y * y. tests/gpu/rsqrt.cu compares all positive floats with __frsqrt_rn, which
+// is 20 ns slower (H200, 2026-11-22).
+__device__ __forceinline__ float correct_rsqrt(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  const float xy = __fmul_rn(x, y);
+  const float xy_low = __fmaf_rn(x, y, -xy);
+  const float r = __fmaf_rn(-xy_low, y, __fmaf_rn(-xy, y, 1.0f));
+  const float correction = __fmaf_rn(__fmul_rn(0.375f, r), r, __fmul_rn(0.5f, r));
+  y = __fmaf_rn(correction, y, y);
+  constexpr float kSmallestNormal = 1.17549435e-38f;
+  constexpr float kLargest = 3.40282347e+38f;
+  const bool usual = x >= kSmallestNormal && x <= kLargest;
+  return usual ? y : __frsqrt_rn(x);
+}
+
+__device__ __forceinline__ float reciprocal_std(float sum_of_squares, const NormParams& p) {
+  return correct_rsqrt(__fadd_rn(__fmul_rn(sum_of_squares, p.inverse_size), p.eps));
+}
+
+}  // namespace hp_norm
