@@ -13,14 +13,11 @@ HP_NORM_EXPORT const char* hp_norm_rule(int32_t index, hp_norm::LaunchRule* rule
   return rule->evidence;
 }
 
-HP_NORM_EXPORT int32_t hp_norm_find_rule(int32_t sm, int32_t op, int64_t row_bytes,
-                                         int64_t num_tokens) {
-  return hp_norm::find_rule(sm, static_cast<hp_norm::RuleOp>(op), row_bytes, num_tokens);
-}
-
-HP_NORM_EXPORT void hp_norm_narrow_config(int32_t sm, int64_t row_bytes,
-                                          hp_norm::LaunchConfig* config) {
-  *config = hp_norm::narrow_config(sm, row_bytes);
+HP_NORM_EXPORT void hp_norm_choose_launch(int32_t sm, int32_t op, int64_t row_bytes,
+                                          int64_t num_tokens, int32_t access_bytes,
+                                          hp_norm::LaunchChoice* choice) {
+  *choice = hp_norm::choose_launch(sm, static_cast<hp_norm::RuleOp>(op), row_bytes, num_tokens,
+                                   access_bytes);
 }
 
 HP_NORM_EXPORT int32_t hp_norm_is_valid(const hp_norm::LaunchConfig* config, int64_t row_bytes) {

@@ -45,6 +45,10 @@ class _Rule(ctypes.Structure):
     ]
 
 
+class _Choice(ctypes.Structure):
+    _fields_ = [("rule", ctypes.c_int32), ("config", _Config)]
+
+
 class _Shape(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int32)
@@ -107,10 +111,10 @@ class Rule:
 def _library() -> ctypes.CDLL:
     library = ops.native_library(ops.CPU_LIBRARY)
     library.hp_norm_rule.restype = ctypes.c_char_p
-    library.hp_norm_find_rule.argtypes = [
-        ctypes.c_int32, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64,
+    library.hp_norm_choose_launch.argtypes = [
+        ctypes.c_int32, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32,
+        ctypes.c_void_p,
     ]  # fmt: skip
-    library.hp_norm_narrow_config.argtypes = [ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p]
     library.hp_norm_is_valid.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.hp_norm_launch_shape.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
     return library
@@ -180,20 +184,16 @@ def explain(
     """
     sm = sm_of(device)
     row_bytes = hidden_size * dtype.itemsize
-    index = _library().hp_norm_find_rule(
-        sm, OPS.index("add" if add else "plain"), row_bytes, num_tokens
+    choice = _Choice()
+    access_bytes = min(32, row_bytes & -row_bytes)
+    op = OPS.index("add" if add else "plain")
+    _library().hp_norm_choose_launch(
+        sm, op, row_bytes, num_tokens, access_bytes, ctypes.byref(choice)
     )
-    config, evidence = None, "no rule: accesses below 16 bytes, or a row too long for a CTA"
+    index, config = choice.rule, _config_of(choice.config)
+    evidence = "no rule: accesses below 16 bytes, or a row too long for a CTA"
     if index >= 0:
-        config, evidence = table()[index].config, table()[index].evidence
-        if row_bytes % config.vec_bytes:
-            half = Config(16, 2 * config.vecs_per_thread, *astuple(config)[2:])
-            usable = row_bytes % 16 == 0 and half.is_valid(row_bytes)
-            config, index = (half, index) if usable else (None, -1)
-    if config is None:
-        native = _Config()
-        _library().hp_norm_narrow_config(sm, row_bytes, ctypes.byref(native))
-        config = _config_of(native)
+        evidence = table()[index].evidence
     shape = _Shape()
     _library().hp_norm_launch_shape(ctypes.byref(config.native()), row_bytes, ctypes.byref(shape))
     num_ctas = -(-num_tokens // config.rows_per_cta) * config.ctas_per_row

@@ -124,4 +124,25 @@ constexpr int find_rule(int32_t sm, RuleOp op, int64_t row_bytes, int64_t num_to
   return -1;
 }
 
+struct LaunchChoice {
+  int32_t rule;  // index in the table; -1: a narrow or re-reading kernel
+  LaunchConfig config;
+};
+
+// What serves a call whose rows and weight allow accesses of `access_bytes`. A 32-byte rule serves
+// rows that are aligned to 16 with twice the vectors.
+constexpr LaunchChoice choose_launch(int32_t sm, RuleOp op, int64_t row_bytes, int64_t num_tokens,
+                                     int32_t access_bytes) {
+  const int rule = find_rule(sm, op, row_bytes, num_tokens);
+  if (rule >= 0) {
+    LaunchConfig config = kLaunchRules[rule].config;
+    if (access_bytes < config.vec_bytes) {
+      config.vecs_per_thread *= config.vec_bytes / 16;
+      config.vec_bytes = 16;
+    }
+    if (access_bytes >= config.vec_bytes && is_valid(config, row_bytes)) return {rule, config};
+  }
+  return {-1, narrow_config(sm, row_bytes)};
+}
+
 }  // namespace hp_norm

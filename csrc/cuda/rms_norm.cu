@@ -101,31 +101,19 @@ Alignment alignment_of(const NormCall& call, int64_t elem_bytes) {
 LaunchConfig choose_config(const NormCall& call, int32_t sm, int64_t elem_bytes,
                            const Alignment& alignment) {
   const int64_t row_bytes = call.hidden_size * elem_bytes;
-  const auto fits = [&](const LaunchConfig& config) {
-    return (config.options & (kNarrow | kReread)) ||
-           (alignment.rows >= config.vec_bytes && alignment.weight >= 16);
-  };
+  // Weights are read 16 bytes at a time beside vectors of any width; below that all is narrow.
+  const int32_t access_bytes = alignment.weight >= 16 ? alignment.rows : 8;
   if (forced_config.has_value()) {
     const LaunchConfig& config = *forced_config;
-    const bool usable = is_valid(config, row_bytes) && (config.ctas_per_row == 1 || sm >= 90);
-    if (!usable || !fits(config)) {
+    const bool any_access = config.options & (kNarrow | kReread);
+    if (!is_valid(config, row_bytes) || (config.ctas_per_row > 1 && sm < 90) ||
+        (!any_access && access_bytes < config.vec_bytes)) {
       throw std::runtime_error("hp_norm: the forced launch configuration cannot take these rows");
     }
     return config;
   }
-  const int rule =
-      find_rule(sm, call.residual == nullptr ? kPlainOp : kAddOp, row_bytes, call.num_tokens);
-  if (rule >= 0) {
-    LaunchConfig config = kLaunchRules[rule].config;
-    if (fits(config)) return config;
-    // A 32-byte rule serves rows that are aligned to 16 with twice the vectors.
-    config = {16, config.vecs_per_thread * 2, config.rows_per_cta, config.ctas_per_row,
-              config.options};
-    if (fits(config) && is_valid(config, row_bytes)) {
-      return config;
-    }
-  }
-  return narrow_config(sm, row_bytes);
+  const RuleOp op = call.residual == nullptr ? kPlainOp : kAddOp;
+  return choose_launch(sm, op, row_bytes, call.num_tokens, access_bytes).config;
 }
 
 NormParams make_params(const NormCall& call, const LaunchConfig& config, const LaunchShape& shape,
