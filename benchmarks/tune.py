@@ -143,6 +143,7 @@ def print_ranking(console: Console, case: shapes.Case, rows: Sequence[Row], top:
             console.print(f"    {row.provider}: {row.reason}", style="red", markup=False)
 
 
+@torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
@@ -162,7 +163,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         console.print("no CUDA device here, there is nothing to tune", style="red")
         return 2
-    torch.set_grad_enabled(False)
     device = torch.device("cuda", torch.cuda.current_device())
     bench = cell.Bench.on(device, args.repeats, args.protocol)
     beside, unavailable = providers.load_all(args.providers, device)
