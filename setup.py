@@ -86,12 +86,12 @@ class BuildLibraries(build_ext):
         (self.lib / "build_info.json").write_text(json.dumps(info, indent=1) + "\n")
 
     def compile(self, command: list[str], source: Path, target: Path) -> None:
-        """Run one compilation unless its result is newer than everything in csrc and this file."""
+        """Run one compilation, unless command, source and every header are as they were."""
         command = [*command, "-c", str(source), "-o", str(target)]
         stamp = target.with_suffix(".key")
         key = hashlib.sha256(" ".join(command).encode())
         for path in sorted(p for p in CSRC.rglob("*") if p.is_file()):
-            if path.suffix in (".h", ".cuh") or path == source:
+            if path == source or path.suffix not in (".cpp", ".cu"):
                 key.update(path.read_bytes())
         if target.is_file() and stamp.is_file() and stamp.read_text() == key.hexdigest():
             return
