@@ -33,19 +33,27 @@ void check(cudaError_t error) {
   std::exit(1);
 }
 
+template <int kVecs, bool kCluster, RowPath kPath>
+const void* kernel() {
+  return reinterpret_cast<const void*>(
+      &rms_norm_kernel<Element, Element, 8, kVecs, kAdd, kCluster, kPath>);
+}
+
 template <bool kCluster>
-const void* kernel(int vecs) {
+const void* wide_kernel(int vecs) {
   switch (vecs) {
-    case 1:
-      return reinterpret_cast<const void*>(
-          &rms_norm_kernel<Element, Element, 8, 1, kAdd, kCluster, false>);
-    case 2:
-      return reinterpret_cast<const void*>(
-          &rms_norm_kernel<Element, Element, 8, 2, kAdd, kCluster, false>);
-    default:
-      return reinterpret_cast<const void*>(
-          &rms_norm_kernel<Element, Element, 8, 4, kAdd, kCluster, false>);
+    case 1: return kernel<1, kCluster, RowPath::kWide>();
+    case 2: return kernel<2, kCluster, RowPath::kWide>();
+    default: return kernel<4, kCluster, RowPath::kWide>();
   }
+}
+
+const void* kernel_of(const LaunchConfig& config) {
+  const int vecs = config.vecs_per_thread;
+  if (config.options & kStaged) {
+    return vecs == 4 ? kernel<4, false, RowPath::kStaged>() : kernel<8, false, RowPath::kStaged>();
+  }
+  return config.ctas_per_row > 1 ? wide_kernel<true>(vecs) : wide_kernel<false>(vecs);
 }
 
 __global__ void fill(Element* values, size_t count, unsigned seed) {
@@ -110,15 +118,16 @@ struct Bench {
     cudaLaunchConfig_t launch{};
     launch.gridDim = dim3(ceil_div(num_tokens, config.rows_per_cta) * config.ctas_per_row);
     launch.blockDim = dim3(shape.threads_per_row, config.rows_per_cta);
-    launch.dynamicSmemBytes = sizeof(float) * p.padded_chunks * config.rows_per_cta;
+    launch.dynamicSmemBytes =
+        sizeof(float) * p.padded_chunks * config.rows_per_cta + stage_bytes(config, shape, kAdd);
     launch.stream = stream;
     launch.attrs = attributes;
     launch.numAttrs = config.ctas_per_row > 1 ? 2 : 1;
     void* arguments[] = {&p};
-    check(cudaLaunchKernelExC(&launch,
-                              config.ctas_per_row > 1 ? kernel<true>(config.vecs_per_thread)
-                                                      : kernel<false>(config.vecs_per_thread),
-                              arguments));
+    const void* kernel = kernel_of(config);
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(launch.dynamicSmemBytes)));
+    check(cudaLaunchKernelExC(&launch, kernel, arguments));
   }
 
   // Microseconds per call.
@@ -160,13 +169,12 @@ int main() {
        {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384}) {
     for (const int hidden_size : {1024, 2048, 2560, 2880, 3072, 3584, 4096, 5120, 6144, 7168, 8192,
                                   12288, 14336, 16384, 18432, 20480, 24576, 28672, 32768}) {
-      for (const int vecs : {1, 2, 4}) {
+      for (const int vecs : {1, 2, 4, 8}) {
         for (const int rows : {1, 2, 4}) {
           for (const int ctas : {1, 2, 4, 8}) {
-            LaunchConfig config{16, vecs, rows, ctas, 0};
-            if (!is_valid(config, hidden_size * 2)) continue;
-            for (int options = 0; options < 8; ++options) {
-              config.options = options;
+            for (const int options : {0, 1, 2, 3, 4, 5, 6, 7, 32, 33, 34, 35, 36, 37, 38, 39}) {
+              const LaunchConfig config{16, vecs, rows, ctas, options};
+              if (!is_valid(config, hidden_size * 2)) continue;
               std::printf("%s,%d,%d,%d,%d,%d,%d,%.3f\n", kAdd ? "fused_add" : "plain", num_tokens,
                           hidden_size, vecs, rows, ctas, options,
                           bench.time(num_tokens, hidden_size, config));

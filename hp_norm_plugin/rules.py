@@ -21,7 +21,10 @@ OPTIONS = {
     "prefetch_ahead": 4,
     "narrow": 8,
     "reread": 16,
+    "staged": 32,
 }
+# Options that pick the kernel; the others change how one is launched.
+PATHS = ("narrow", "reread", "staged")
 NARROW_VECS = 2
 OPS = ("any", "add", "plain")
 
@@ -216,6 +219,8 @@ def candidates(hidden_size: int, dtype: torch.dtype, sm: int) -> list[Config]:
         for ctas in ((1, 2, 4, 8) if sm >= 90 else (1,))
         for rows in ((1, 2) if ctas == 1 else (1,))
     ]
+    if row_bytes % 16 == 0:
+        found += [Config(16, vecs, options=OPTIONS["staged"]) for vecs in (4, 8)]
     found.append(Config(16, 1, options=OPTIONS["reread"]))
     return [config for config in found if config.is_valid(row_bytes)]
 
@@ -232,3 +237,14 @@ def forced(config: Config) -> Iterator[None]:
         yield
     finally:
         library.hp_norm_force_config(None)
+
+
+def limit_dependent_launch(max_tokens: int) -> None:
+    """Launch this process's CUDA calls of more tokens without programmatic dependent launch.
+
+    For tests and measurements: a dependent launch hides the start of a kernel behind the end of
+    the one before, and benchmarks.context shows what that is worth. Users have `HP_NORM_PDL=0`.
+    What a CUDA graph has captured stays as it is.
+    """
+    library = ops.native_library(ops.CUDA_LIBRARY)
+    library.hp_norm_limit_dependent_launch(ctypes.c_int64(max_tokens))

@@ -19,7 +19,8 @@ from hp_norm_plugin import ops
 
 FACTS = Path(__file__).with_name("sass_facts.json")
 KERNEL = re.compile(r"Function : \S*?(rms_norm_(?:reread_)?kernel)I(\S+?)EvNS_10NormParamsE")
-GLOBAL = re.compile(r"\b(LDG|STG)\.E(?:\.[A-Z0-9]+)*")
+GLOBAL = re.compile(r"\b(LDG|STG|LDGSTS)\.E(?:\.[A-Z0-9]+)*")  # LDGSTS: cp.async
+PATHS = ("wide", "narrow", "staged")  # RowPath
 DTYPES = {"f": "float32", "13__nv_bfloat16": "bfloat16", "6__half": "float16"}
 
 
@@ -71,7 +72,9 @@ def readable(kind: str, arguments: str) -> str:
     numbers = re.findall(r"Li(\d+)E", rest)
     flags = [flag == "1" for flag in re.findall(r"Lb([01])E", rest + "E")]
     names = ["add" if flags[0] else "plain"]
-    names += [name for name, on in zip(("cluster", "narrow"), flags[1:], strict=False) if on]
+    names += ["cluster"] if flags[1:] == [True] else []
+    if path := re.search(r"RowPathE(\d)E", rest):
+        names += [PATHS[int(path[1])]] if path[1] != "0" else []
     return f"{kind}<{', '.join([*types, *numbers, *names])}>"
 
 

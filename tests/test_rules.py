@@ -113,7 +113,7 @@ def test_explain_describes_and_refuses():
 def test_every_configuration_gives_the_same_bits(dtype, hidden_size):
     sm = rules.sm_of("cuda")
     found = rules.candidates(hidden_size, dtype, sm)
-    all_options = sum(rules.OPTIONS[n] for n in rules.OPTIONS if n not in ("narrow", "reread"))
+    all_options = sum(rules.OPTIONS[n] for n in rules.OPTIONS if n not in rules.PATHS)
     found += [dataclasses.replace(c, options=all_options) for c in found if not c.options]
     assert len(found) >= 5
     for weight_dtype in ("same", torch.float32):

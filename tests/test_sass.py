@@ -28,34 +28,42 @@ def wide_kernels(arch):
 def test_every_instantiation_is_compiled_for_every_architecture():
     names = {arch: set(sass.kernels(arch)) for arch in ARCHS}
     assert all(found == names[ARCHS[0]] for found in names.values())
-    # 3 dtypes and their weights, with and without add: 6 + 4 wide kernels, 2 narrow, 1 re-reading.
-    assert len(names[ARCHS[0]]) == 5 * 2 * 13
+    # 3 dtypes and their weights, with and without add: 6 + 4 wide kernels, 2 narrow, 2 staged,
+    # 1 re-reading.
+    assert len(names[ARCHS[0]]) == 5 * 2 * 15
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_aligned_rows_are_accessed_at_full_width(arch):
     for kernel, vec_bytes in wide_kernels(arch):
         width = "256" if vec_bytes == 32 and int(arch) >= 100 else "128"
+        loads = "LDGSTS" if "staged" in kernel.name else "LDG"
         narrower = [w for w in kernel.widths if w.split()[1] not in ("128", width)]
         assert not narrower, (kernel.name, kernel.widths)
         add = "add" in kernel.name
         vecs = int(kernel.name.split(", ")[3])
         halves = vec_bytes * 8 // int(width)
-        assert kernel.widths[f"LDG {width}"] >= vecs * halves * (2 if add else 1), kernel
+        assert kernel.widths[f"{loads} {width}"] >= vecs * halves * (2 if add else 1), kernel
         assert kernel.widths[f"STG {width}"] >= vecs * halves * (2 if add else 1), kernel
 
 
 @pytest.mark.parametrize("arch", [arch for arch in ARCHS if int(arch) >= 90])
 def test_no_kernel_that_a_rule_chooses_spills(arch):
     chosen = {
-        (rule.config.vec_bytes, rule.config.vecs_per_thread, rule.config.ctas_per_row > 1)
+        (
+            rule.config.vec_bytes,
+            rule.config.vecs_per_thread,
+            rule.config.ctas_per_row > 1,
+            "staged" in rule.config.option_names(),
+        )
         for rule in rules.table()
         if rule.min_sm <= int(arch) <= rule.max_sm
     }
     checked = 0
     for kernel, vec_bytes in wide_kernels(arch):
         vecs = int(kernel.name.split(", ")[3])
-        if (vec_bytes, vecs, "cluster" in kernel.name) in chosen:
+        key = (vec_bytes, vecs, "cluster" in kernel.name, "staged" in kernel.name)
+        if key in chosen:
             assert kernel.local_accesses == 0 and kernel.stack == 0, kernel
             checked += 1
     assert checked >= 10

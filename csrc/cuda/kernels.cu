@@ -9,21 +9,21 @@ namespace {
 template <typename T, typename W, bool kAdd>
 struct Kernels {
   // As pointers to const void: the launcher passes NormParams by address to every kernel alike.
-  template <int kVecBytes, int kVecs, bool kCluster, bool kNarrow>
+  template <int kVecBytes, int kVecs, bool kCluster, RowPath kPath>
   static const void* row() {
     constexpr int kElems = kVecBytes / sizeof(T);
     return reinterpret_cast<const void*>(
-        &rms_norm_kernel<T, W, kElems, kVecs, kAdd, kCluster, kNarrow>);
+        &rms_norm_kernel<T, W, kElems, kVecs, kAdd, kCluster, kPath>);
   }
 
   template <int kVecBytes, bool kCluster>
   static const void* wide(int vecs_per_thread) {
     switch (vecs_per_thread) {
-      case 1: return row<kVecBytes, 1, kCluster, false>();
-      case 2: return row<kVecBytes, 2, kCluster, false>();
+      case 1: return row<kVecBytes, 1, kCluster, RowPath::kWide>();
+      case 2: return row<kVecBytes, 2, kCluster, RowPath::kWide>();
       default:
         // 32 values a thread are the most, so 32-byte vectors stop at 2.
-        if constexpr (kVecBytes == 16) return row<kVecBytes, 4, kCluster, false>();
+        if constexpr (kVecBytes == 16) return row<kVecBytes, 4, kCluster, RowPath::kWide>();
         return nullptr;
     }
   }
@@ -34,7 +34,12 @@ struct Kernels {
       return reinterpret_cast<const void*>(&rms_norm_reread_kernel<T, W, 16 / sizeof(T), kAdd>);
     }
     if (config.options & kNarrow) {
-      return cluster ? row<16, kNarrowVecs, true, true>() : row<16, kNarrowVecs, false, true>();
+      return cluster ? row<16, kNarrowVecs, true, RowPath::kNarrow>()
+                     : row<16, kNarrowVecs, false, RowPath::kNarrow>();
+    }
+    if (config.options & kStaged) {
+      return config.vecs_per_thread == 4 ? row<16, 4, false, RowPath::kStaged>()
+                                         : row<16, 8, false, RowPath::kStaged>();
     }
     if (config.vec_bytes == 16) {
       return cluster ? wide<16, true>(config.vecs_per_thread)

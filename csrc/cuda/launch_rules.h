@@ -21,6 +21,7 @@ enum LaunchOption : int32_t {
   kPrefetchAhead = 4,     // each CTA asks L2 for a row that a later CTA will read
   kNarrow = 8,            // accesses below the vector width, decided by the launcher
   kReread = 16,           // rows that do not fit in registers: read twice
+  kStaged = 32,           // the row waits in shared memory, not in registers
 };
 
 // How far kPrefetchAhead reaches: what DRAM delivers in about a microsecond.
@@ -32,7 +33,7 @@ enum RuleOp : int32_t { kAnyOp = 0, kAddOp = 1, kPlainOp = 2 };
 
 struct LaunchConfig {
   int32_t vec_bytes;        // 16, or 32 on sm_100 and later
-  int32_t vecs_per_thread;  // 1, 2 or 4 vectors of the row in a thread's registers
+  int32_t vecs_per_thread;  // vectors of the row a thread: 1, 2 or 4; staged 4 or 8
   int32_t rows_per_cta;     // rows that share a CTA
   int32_t ctas_per_row;     // CTAs of a cluster that share a row: 1, 2, 4 or 8
   int32_t options;          // LaunchOption bits
@@ -77,13 +78,24 @@ constexpr LaunchShape launch_shape(const LaunchConfig& config, int64_t row_bytes
 inline constexpr int32_t kMaxThreadsPerCta = 1024;
 inline constexpr int32_t kThreadsPerSm = 2048;
 inline constexpr int32_t kNarrowVecs = 2;
+// Staged rows, x and residual: what an SM of sm_90 and sm_100 has for a CTA, less the chunk sums.
+inline constexpr int32_t kMaxStageBytes = 224 << 10;
+
+// Shared memory for the rows of a CTA while they wait for their sum.
+constexpr int32_t stage_bytes(const LaunchConfig& config, const LaunchShape& shape, bool add) {
+  if ((config.options & kStaged) == 0) return 0;
+  return shape.threads_per_cta * config.vecs_per_thread * config.vec_bytes * (add ? 2 : 1);
+}
 
 // Whether a kernel for this configuration exists and can hold the row.
 constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes) {
   const int32_t vecs = config.vecs_per_thread;
   const int32_t ctas = config.ctas_per_row;
-  const bool known_width = (config.vec_bytes == 16 && (vecs == 1 || vecs == 2 || vecs == 4)) ||
-                           (config.vec_bytes == 32 && (vecs == 1 || vecs == 2));
+  const bool staged = config.options & kStaged;
+  const bool known_width =
+      staged ? config.vec_bytes == 16 && (vecs == 4 || vecs == 8)
+             : (config.vec_bytes == 16 && (vecs == 1 || vecs == 2 || vecs == 4)) ||
+                   (config.vec_bytes == 32 && (vecs == 1 || vecs == 2));
   const bool known_split =
       ctas == 1 || ((ctas == 2 || ctas == 4 || ctas == 8) && config.rows_per_cta == 1);
   if (!known_width || !known_split || config.rows_per_cta < 1) return false;
@@ -92,6 +104,10 @@ constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes) {
     return config.vec_bytes == 16 && vecs == 1 && ctas == 1 && config.rows_per_cta == 1;
   }
   if ((config.options & kNarrow) && (config.vec_bytes != 16 || vecs != kNarrowVecs)) return false;
+  if (staged) {
+    if ((config.options & kNarrow) || ctas != 1 || config.rows_per_cta != 1) return false;
+    if (stage_bytes(config, shape, true) > kMaxStageBytes) return false;
+  }
   // Rows of several warps meet at a named barrier each, and there are 15 beside the CTA's own.
   const bool barriers = shape.threads_per_row == kWarp || config.rows_per_cta <= 15;
   return barriers && shape.chunks_per_row <= kMaxSharedChunks &&

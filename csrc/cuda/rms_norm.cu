@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -26,6 +27,8 @@ void check_cuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   throw std::runtime_error(std::string("hp_norm: ") + what + ": " + cudaGetErrorString(error));
 }
+
+constexpr size_t kSharedBytesWithoutAsking = 48 << 10;
 
 struct Device {
   int32_t sm;  // 10 x major + minor; 0: not asked yet
@@ -53,13 +56,14 @@ const Device& device_of(int32_t device_index) {
   return device;
 }
 
-// HP_NORM_PDL=0 launches without programmatic dependent launch.
-bool pdl_enabled() {
-  static const bool enabled = [] {
+// Programmatic dependent launch serves calls of up to this many tokens; HP_NORM_PDL=0: none.
+std::atomic<int64_t>& dependent_launch_max_tokens() {
+  static std::atomic<int64_t> max_tokens = [] {
     const char* value = std::getenv("HP_NORM_PDL");
-    return value == nullptr || std::strcmp(value, "0") != 0;
+    const bool never = value != nullptr && std::strcmp(value, "0") == 0;
+    return never ? int64_t{0} : kNoLimit;
   }();
-  return enabled;
+  return max_tokens;
 }
 
 DType dtype_of(ScalarType dtype) {
@@ -177,10 +181,16 @@ void run_cuda(const NormCall& call) {
   cudaLaunchConfig_t launch{};
   launch.gridDim = dim3(static_cast<unsigned>(ctas));
   launch.blockDim = dim3(shape.threads_per_row, config.rows_per_cta);
-  launch.dynamicSmemBytes = sizeof(float) * params.padded_chunks * config.rows_per_cta;
+  launch.dynamicSmemBytes = sizeof(float) * params.padded_chunks * config.rows_per_cta +
+                            stage_bytes(config, shape, call.residual != nullptr);
+  if (launch.dynamicSmemBytes > kSharedBytesWithoutAsking) {
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(launch.dynamicSmemBytes)),
+               "shared memory of a staged row");
+  }
   launch.stream = static_cast<cudaStream_t>(stream);
   launch.attrs = attributes;
-  if (sm >= 90 && pdl_enabled()) {
+  if (sm >= 90 && call.num_tokens <= dependent_launch_max_tokens()) {
     attributes[launch.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[launch.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
   }
@@ -200,6 +210,12 @@ void run_cuda(const NormCall& call) {
 extern "C" __attribute__((visibility("default"))) void hp_norm_force_config(
     const hp_norm::LaunchConfig* config) {
   hp_norm::forced_config = config == nullptr ? std::nullopt : std::make_optional(*config);
+}
+
+// Calls of more than `max_tokens` tokens launch only when the kernel before has ended.
+extern "C" __attribute__((visibility("default"))) void hp_norm_limit_dependent_launch(
+    int64_t max_tokens) {
+  hp_norm::dependent_launch_max_tokens() = max_tokens;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hp_norm, CUDA, library) {

@@ -75,6 +75,15 @@ struct Vec {
 #pragma unroll
     for (int i = 0; i < kWords; ++i) words[i] = Word<T>::pack(values + i * kPerWord);
   }
+  // 16 bytes of shared memory, or zeros.
+  __device__ __forceinline__ void load_shared(const uint4* from, bool valid) {
+    static_assert(kBytes == 16);
+    const uint4 four = valid ? *from : uint4{};
+    words[0] = four.x;
+    words[1] = four.y;
+    words[2] = four.z;
+    words[3] = four.w;
+  }
 };
 
 template <typename T, int kElems>
@@ -146,6 +155,21 @@ __device__ __forceinline__ void store_wide(void* to, const uint32_t (&words)[kWo
   } else {
     store_16_bytes(to, words);
   }
+}
+
+// 16 bytes from global to shared memory, past L1 and the registers. The thread that copied sees
+// them after its own wait, other threads after a barrier behind that.
+__device__ __forceinline__ void copy_to_shared_async(uint4* to, const void* from) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+}
+__device__ __forceinline__ void commit_async_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Waits until at most kPending of the groups committed are left.
+template <int kPending>
+__device__ __forceinline__ void wait_for_async_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 // Asks L2 for `bytes` bytes, both multiples of 16, and waits for nothing. It reads no value, so it

@@ -16,9 +16,10 @@ for dtype in (torch.bfloat16, torch.float16, torch.float32):
         residual = x.clone()
         seen = set()
         for config in rules.candidates(hidden_size, dtype, rules.sm_of("cuda")):
-            narrow = config.options & (rules.OPTIONS["narrow"] | rules.OPTIONS["reread"])
-            kernel = (config.vec_bytes, config.vecs_per_thread, config.ctas_per_row > 1, narrow)
-            if kernel in seen or (offset and not narrow):
+            paths = [name for name in config.option_names() if name in rules.PATHS]
+            any_access = "narrow" in paths or "reread" in paths
+            kernel = (config.vec_bytes, config.vecs_per_thread, config.ctas_per_row > 1, *paths)
+            if kernel in seen or (offset and not any_access):
                 continue
             seen.add(kernel)
             for weight in weights:
