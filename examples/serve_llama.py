@@ -53,6 +53,7 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
         help="exit with 0 even when the plugin leaves every norm to vLLM",
     )
     add("--enforce-eager", action="store_true", help="no compilation, no CUDA graphs")
+    add("--control", action="store_true", help="offline: a third engine, plugin off, as a control")
     add("--profile-all", action="store_true", help="profile every batch size, not the first alone")
     add("--memory", type=float, default=0.45, help="gpu_memory_utilization of each engine")
     add("--kv-cache-gib", type=float, default=12.0 if gpu else 0.5)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 pytest.importorskip("rich", reason="examples need rich")
+from rich.console import Console  # noqa: E402
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -117,6 +118,26 @@ def test_verdict_is_a_count_not_a_flag(outcome, ran, words):
     verdict = offline.verdict(outcome)
     assert verdict[0] is ran
     assert words in verdict[1]
+
+
+def runs(step_s):
+    run = {"first_token_s": [1.0, 1.0], "all_tokens_s": [2.0, 2.0], "tokens": [[[1, 2]], [[1, 2]]]}
+    return {**run, "step_s": step_s}
+
+
+def test_the_control_is_compared_with_off():
+    work = {"kind": "decode", "batch": 1, "input_len": 4, "output_len": 2}
+    engines = {"off": runs([2.0, 2.0]), "on": runs([1.0, 1.0]), "control": runs([2.5, 2.5])}
+    row = offline.summarise(work, engines)
+    assert (row["tpot_ratio"], row["control_ratio"]) == (0.5, 1.25)
+    console = Console(record=True, width=200)
+    report.print_offline(console, "title", {"rows": [row], "profiles": []})
+    text = console.export_text()
+    assert "off again/off" in text and "1.2500" in text
+    del engines["control"]
+    row = offline.summarise(work, engines)
+    report.print_offline(console, "title", {"rows": [row], "profiles": []})
+    assert "control_ratio" not in row and "off again/off" not in console.export_text()
 
 
 def start(plugin, key, calls, loaded=1, compiled=0):

@@ -17,6 +17,7 @@ from serving.models import Model
 
 OFF = "off"
 ON = "on"
+CONTROL = "control"  # a second engine with the plugin off: what two equal engines differ by
 ENGINE_TIMEOUT = 900.0
 
 
@@ -115,7 +116,7 @@ def alone(engine: EngineClient, args: argparse.Namespace) -> Iterator[EngineClie
 def measure(
     engines: dict[str, EngineClient], args: argparse.Namespace, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Measure every workload on both engines, off and on in turn; one row a workload."""
+    """Measure every workload on each engine in turn; one row a workload."""
     workloads = [
         {"kind": "decode", "batch": batch, "input_len": args.input_len,
          "output_len": args.output_len}
@@ -126,7 +127,9 @@ def measure(
             {"kind": "prefill", "batch": args.prefill_batch, "input_len": args.prefill_len,
              "output_len": 1}
         )  # fmt: skip
-    task = progress.add_task("measuring", total=len(workloads) * (args.repeats + 1) * 2)
+    task = progress.add_task(
+        "measuring", total=len(workloads) * (args.repeats + args.warmup) * len(engines)
+    )
     rows = []
     for work in workloads:
         request = {k: v for k, v in work.items() if k != "kind"}
@@ -162,6 +165,10 @@ def summarise(work: dict[str, Any], runs: dict[str, Any]) -> dict[str, Any]:
         tpot = {name: run["step_s"] for name, run in runs.items()}
         row["tpot_s"] = {name: stats.median(values) for name, values in tpot.items()}
         row["tpot_ratio"], row["tpot_spread"] = stats.paired_ratio(tpot[ON], tpot[OFF])
+        if CONTROL in tpot:
+            row["control_ratio"], row["control_spread"] = stats.paired_ratio(
+                tpot[CONTROL], tpot[OFF]
+            )
         row["tokens_off_on"] = stats.same_tokens(runs[OFF]["tokens"][-1], runs[ON]["tokens"][-1])
         row["tokens_off_off"] = stats.same_tokens(runs[OFF]["tokens"][0], runs[OFF]["tokens"][-1])
     row["raw"] = {
@@ -194,6 +201,9 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress_bar())
         plans = {OFF: {"HP_NORM_PLUGIN": "0"}, ON: {"HP_NORM_PLUGIN": args.plugin}}
+        if args.control:
+            plans[CONTROL] = plans[OFF]
+            args.memory = min(args.memory, 0.9 / len(plans))
         engines = start(stack, model, args, progress, plans)
         state = {}
         for name, engine in engines.items():
@@ -202,7 +212,8 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
         rows = measure(engines, args, progress)
         profiles = []
         for batch in args.batch_sizes if args.profile_all else args.batch_sizes[:1]:
-            for name, engine in engines.items():
+            for name in (OFF, ON):
+                engine = engines[name]
                 with alone(engine, args):
                     profile = engine.ask(
                         "profile", batch=batch, input_len=args.input_len, seed=args.seed,

@@ -48,13 +48,21 @@ def print_offline(console: Console, title: str, result: dict[str, Any]) -> None:
     """Print one row per workload, and the norms' part of the kernel time."""
     table = Table(title=title, title_justify="left")
     table.add_column("workload")
-    for heading in ("TTFT ms off, on", "on/off", "TPOT ms off, on", "on/off", "same tokens"):
+    control = any("control_ratio" in row for row in result["rows"])
+    headings = ["TTFT ms off, on", "on/off", "TPOT ms off, on", "on/off"]
+    for heading in [*headings, *(["off again/off"] if control else []), "same tokens"]:
         table.add_column(heading, justify="right")
     for row in result["rows"]:
+        again = (
+            f"{row['control_ratio']:.4f} ±{row['control_spread']:.4f}"
+            if "control_ratio" in row
+            else ""
+        )
         table.add_row(
             f"{row['kind']} {row['batch']} x {row['input_len']}",
             *_cells(row, "ttft"),
             *(_cells(row, "tpot") if "tpot_s" in row else ("", "")),
+            *([again] if control else []),
             _agreement(row),
         )
     console.print(table)
