@@ -1,0 +1,265 @@
+"""``python -m benchmarks.context``: what a norm adds to a decoder layer.
+
+The grid of ``benchmarks.run`` chains norms to norms, which is how kernels are compared. In a model
+a norm stands between matrix products, which launch differently, fill the SMs and push the residual
+and the norm's weight out of L2. Here a CUDA graph runs the four products of a Llama-shaped layer
+(qkv, output, gate and up, down) and its two norms, once with each provider and once with no norm
+at all; half the difference is what a norm adds.
+
+Every product writes to the same buffers, on one stream and so with one workspace, and each chain
+is captured twice: two graphs of the same calls differ by what no provider can help. That
+difference is the noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks import cell, environment, providers, records, stats, timing, tune
+from benchmarks.provider import Call, Outputs, Provider, one_line
+from benchmarks.shapes import DTYPES, Case
+
+LAYERS = 8
+NORMS_PER_LAYER = 2
+GRAPHS_PER_PROVIDER = 2
+NO_NORM = "products only"
+PROTOCOL = "context"
+# Rows of each product's matrix over the hidden size: q, k and v of a grouped-query attention, and
+# a gated MLP of 3.5 times the width, as in Llama 3.
+QKV, GATE_UP, DOWN = 1.5, 7, 3.5
+
+
+class Layer:
+    """The matrices of one decoder layer and the weights of its norms."""
+
+    def __init__(self, hidden: int, normal: Callable[..., Tensor]) -> None:
+        def matrix(rows: int, columns: int) -> Tensor:
+            return normal(rows, columns) / rows**0.5
+
+        self.qkv = matrix(hidden, int(QKV * hidden))
+        self.out = matrix(hidden, hidden)
+        self.gate_up = matrix(hidden, GATE_UP * hidden)
+        self.down = matrix(int(DOWN * hidden), hidden)
+        self.norms = [normal(hidden) * 0.25 + 1 for _ in range(NORMS_PER_LAYER)]
+
+
+class Chain:
+    """The buffers of one shape, and the graphs that run through them."""
+
+    def __init__(self, case: Case, device: torch.device) -> None:
+        rows, hidden = case.num_tokens, case.hidden_size
+        generator = torch.Generator(device).manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            kind = {"device": device, "dtype": case.torch_dtype, "generator": generator}
+            return torch.randn(shape, **kind)
+
+        self.layers = [Layer(hidden, normal) for _ in range(LAYERS)]
+        self.x0, self.residual0 = normal(rows, hidden), normal(rows, hidden)
+        self.x, self.residual = self.x0.clone(), self.residual0.clone()
+        self.wide = self.x.new_empty(rows, GATE_UP * hidden)
+        self.narrow = [torch.empty_like(self.x) for _ in range(2)]
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def reset(self) -> None:
+        """Write the first values again: an in-place norm lets its residual grow."""
+        self.x.copy_(self.x0)
+        self.residual.copy_(self.residual0)
+
+    def _product(self, x: Tensor, matrix: Tensor, out: Tensor) -> Tensor:
+        columns = matrix.shape[1]
+        return torch.mm(x[:, : matrix.shape[0]], matrix, out=out[:, :columns])
+
+    def _run(self, norm: Call | None) -> None:
+        x, residual = self.x, self.residual
+        for layer in self.layers:
+            halves = ((layer.qkv, layer.out), (layer.gate_up, layer.down))
+            for (first, second), weight, out in zip(halves, layer.norms, self.narrow, strict=True):
+                x = self._product(self._product(x, first, self.wide), second, out)
+                if norm is not None:
+                    outputs = norm(x, residual, weight)
+                    x, residual = (x, residual) if outputs is None else outputs
+
+    def capture(self, norm: Call | None) -> Callable[[], None]:
+        """Capture the chain with a norm, or without; on a CPU, in tests, there is no graph."""
+        if self.stream is None:
+            return lambda: self._run(norm)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self.stream):
+            self._run(norm)
+            self.stream.synchronize()
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                self._run(norm)
+            finally:
+                graph.capture_end()
+        return graph.replay
+
+
+@dataclass(frozen=True)
+class Added:
+    """What one provider adds to a layer: microseconds a norm, and how sure that is."""
+
+    name: str
+    us: float
+    noise: float
+
+
+def measure(
+    chain: Chain, calls: dict[str, Call], repeats: int, clock: timing.Clock
+) -> tuple[float, list[Added]]:
+    """The time of half a layer without its norm, and what each provider's norm adds to it."""
+    graphs = {
+        (name, copy): chain.capture(norm)
+        for copy in range(GRAPHS_PER_PROVIDER)
+        for name, norm in {NO_NORM: None, **calls}.items()
+    }
+    pending: dict[tuple[str, int], list[Callable[[], float]]] = {key: [] for key in graphs}
+    for order in stats.balanced_orders(list(graphs), repeats):
+        for key in order:
+            chain.reset()
+            graphs[key]()  # keeps the device busy until the timed replay is queued
+            chain.reset()
+            pending[key].append(clock.timed(graphs[key]))
+    clock.synchronize()
+    norms = LAYERS * NORMS_PER_LAYER
+
+    def per_norm(key: tuple[str, int]) -> float:
+        return stats.median([read() for read in pending[key]]) / norms
+
+    def mean_and_distance(name: str) -> tuple[float, float]:
+        copies = [per_norm((name, copy)) for copy in range(GRAPHS_PER_PROVIDER)]
+        mean = sum(copies) / len(copies)
+        return mean, max(abs(us - mean) for us in copies)
+
+    alone, alone_noise = mean_and_distance(NO_NORM)
+    found = []
+    for name in calls:
+        us, noise = mean_and_distance(name)
+        found.append(Added(name, us - alone, max(noise, alone_noise)))
+    return alone, found
+
+
+def without_dependent_launch(ours: Provider) -> Provider:
+    """Our operator, launched only when the kernel before has ended."""
+    from hp_norm_plugin import rules
+
+    def bind(case: Case) -> Call:
+        call = ours.bind(case)
+
+        def norm(x: Tensor, residual: Tensor | None, weight: Tensor) -> Outputs:
+            rules.limit_dependent_launch(0)
+            try:
+                return call(x, residual, weight)
+            finally:
+                rules.limit_dependent_launch(2**62)
+
+        return norm
+
+    return replace(ours, name=f"{ours.name}, no PDL", bind=bind)
+
+
+def _row(
+    env: environment.Environment,
+    device: torch.device,
+    case: Case,
+    provider: Provider,
+    added: Added,
+) -> records.Row:
+    return records.Row(
+        commit=env.commit, date=env.date, device=env.device, sm_clock_mhz=None, mem_clock_mhz=None,
+        driver=env.driver, cuda=env.cuda, torch=env.torch, provider=provider.name,
+        provider_version=provider.version, op=case.op, dtype=case.dtype,
+        num_tokens=case.num_tokens, hidden_size=case.hidden_size, protocol=PROTOCOL,
+        us=added.us, us_spread=added.noise / max(added.us, 1e-3), gb_per_s=None, ratio_to_copy=None,
+        rule=cell.rule_of(case, device) if provider.name.startswith(providers.OURS) else "",
+        status=records.OK, reason="",
+    )  # fmt: skip
+
+
+def run_case(
+    case: Case,
+    loaded: Sequence[Provider],
+    env: environment.Environment,
+    device: torch.device,
+    repeats: int,
+    clock: timing.Clock,
+    console: Console,
+) -> list[records.Row]:
+    """Measure one shape, print its table and return its rows; who raises is left out, by name."""
+    chain = Chain(case, device)
+    calls: dict[str, Call] = {}
+    for provider in loaded:
+        try:
+            call = provider.bind(case)
+            call(chain.x.clone(), chain.residual.clone(), chain.layers[0].norms[0])
+            calls[provider.name] = call
+        except Exception as error:  # whatever a peer raises, the others still run
+            text = one_line(f"{provider.name}: {type(error).__name__}: {error}")
+            console.print(text, style="red", markup=False)
+    alone, found = measure(chain, calls, repeats, clock)
+    table = Table(
+        "provider", "added us", "noise", "of the time", title=f"{case}, products {alone:.2f} us"
+    )
+    for added in sorted(found, key=lambda one: one.us):
+        share = added.us / (alone + added.us)
+        table.add_row(added.name, f"{added.us:.2f}", f"{added.noise:.2f}", f"{share:.1%}")
+    console.print(table)
+    by_name = {provider.name: provider for provider in loaded}
+    return [_row(env, device, case, by_name[added.name], added) for added in found]
+
+
+@torch.no_grad()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.context", description=__doc__)
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
+    parser.add_argument("--tokens", nargs="+", type=int, default=[1, 8, 32, 128, 512])
+    parser.add_argument("--hidden", nargs="+", type=int, default=[2048, 4096, 8192])
+    parser.add_argument("--providers", nargs="*", default=[providers.OURS, *providers.PEERS])
+    parser.add_argument("--configs", default=None, help="also time configurations so named")
+    parser.add_argument("--options", nargs="+", default=[], help="in every subset of these")
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--out", type=Path, required=True, help="CSV to append to")
+    args = parser.parse_args(arguments)
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    if not torch.cuda.is_available():
+        console.print("no CUDA device here; a chain of products needs one", style="red")
+        return 2
+    device = torch.device("cuda", torch.cuda.current_device())
+    env, clock = environment.describe(device), timing.GraphClock(device)
+    loaded, unavailable = providers.load_all(args.providers, device)
+    for reason in unavailable.values():
+        console.print(f"skipped: {reason}", markup=False, highlight=False)
+    ours = next((one for one in loaded if one.name == providers.OURS), None)
+    if ours is not None:
+        loaded.insert(1, without_dependent_launch(ours))
+    writer = records.Writer(args.out)
+    try:
+        for hidden_size in args.hidden:
+            for num_tokens in args.tokens:
+                case = Case("fused_add", args.dtype, num_tokens, hidden_size)
+                configs: list[Provider] = []
+                if args.configs is not None:
+                    configs = tune.candidates(case, device, args.options, args.configs)
+                every = [*loaded, *configs]
+                writer.write(run_case(case, every, env, device, args.repeats, clock, console))
+    except ValueError as error:
+        console.print(str(error), style="red", markup=False)
+        return 2
+    finally:
+        writer.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

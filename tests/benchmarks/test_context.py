@@ -1,0 +1,118 @@
+"""The chain of products and norms, on the CPU: what is run, what is subtracted, who is left out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rich.console import Console
+
+from benchmarks import context, environment, providers, timing
+from benchmarks.provider import Provider
+from benchmarks.shapes import Case
+
+CASE = Case("fused_add", "bf16", 2, 64)
+CPU = torch.device("cpu")
+
+
+class StepClock:
+    """Each replay takes a microsecond for each norm and each product that it ran."""
+
+    def __init__(self):
+        self.steps = 0
+
+    def timed(self, replay):
+        before = self.steps
+        replay()
+        steps = self.steps - before
+        return lambda: float(steps)
+
+    def synchronize(self):
+        pass
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    counted = StepClock()
+    product = context.Chain._product
+
+    def counting(self, *arguments):
+        counted.steps += 10
+        return product(self, *arguments)
+
+    monkeypatch.setattr(context.Chain, "_product", counting)
+    return counted
+
+
+def norm_of_cost(clock, cost):
+    def norm(x, residual, weight):
+        clock.steps += cost
+        return x, residual
+
+    return norm
+
+
+def test_what_a_norm_adds_is_the_difference_to_the_products_alone(clock):
+    chain = context.Chain(CASE, CPU)
+    calls = {"dear": norm_of_cost(clock, 7), "cheap": norm_of_cost(clock, 3)}
+    alone, found = context.measure(chain, calls, 3, clock)
+    assert alone == 20  # two products a norm
+    assert [(added.name, added.us, added.noise) for added in found] == [
+        ("dear", 7, 0),
+        ("cheap", 3, 0),
+    ]
+
+
+def test_every_norm_of_every_layer_is_called_with_its_own_weight(clock):
+    chain = context.Chain(CASE, CPU)
+    seen = []
+
+    def norm(x, residual, weight):
+        assert x.shape == residual.shape == (2, 64)
+        seen.append(weight.data_ptr())
+        return None
+
+    chain.capture(norm)()
+    assert len(seen) == len(set(seen)) == context.LAYERS * context.NORMS_PER_LAYER
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_the_residual_is_handed_on(clock, in_place):
+    chain = context.Chain(CASE, CPU)
+    sums = []
+
+    def norm(x, residual, weight):
+        sums.append(residual.float().sum().item())
+        if in_place:
+            residual.fill_(len(sums))
+            return None
+        return x, torch.full_like(residual, len(sums))
+
+    chain.capture(norm)()
+    assert sums[1:] == [128.0 * count for count in range(1, len(sums))]
+
+
+def test_a_provider_that_raises_is_named_and_left_out(clock):
+    def broken(case):
+        raise RuntimeError("no kernel")
+
+    ours = providers.load(providers.OURS, CPU)
+    loaded = [ours, Provider("broken", "1", broken)]
+    console = Console(record=True, width=120)
+    rows = context.run_case(CASE, loaded, environment.describe(CPU), CPU, 2, clock, console)
+    assert [(row.provider, row.protocol) for row in rows] == [("hp_norm", "context")]
+    assert "broken: RuntimeError: no kernel" in console.export_text()
+
+
+def test_without_a_gpu_it_says_so(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert context.main(["--out", str(tmp_path / "x.csv")]) == 2
+    assert "no CUDA device" in capsys.readouterr().out
+
+
+def test_the_real_clock_and_operator_run(tmp_path):
+    ours = providers.load(providers.OURS, CPU)
+    console = Console(record=True, width=120)
+    rows = context.run_case(
+        CASE, [ours], environment.describe(CPU), CPU, 2, timing.CpuClock(), console
+    )
+    assert len(rows) == 1 and "hp_norm" in console.export_text()
