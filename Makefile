@@ -7,7 +7,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 HAS_GPU := $(shell nvidia-smi > /dev/null 2>&1 && echo yes)
 SOURCES := $(shell find csrc -type f)
-CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test test-gpu test-matrix bench bench-report bench-check lint format wheel clean
 

@@ -36,6 +36,16 @@ __device__ __forceinline__ int cluster_rank() {
 #endif
 }
 
+__device__ __forceinline__ uint32_t cluster_id() {
+#if __CUDA_ARCH__ >= 900
+  uint32_t id;
+  asm("mov.u32 %0, %%clusterid.x;" : "=r"(id));
+  return id;
+#else
+  return 0;
+#endif
+}
+
 // Every thread calls it once, early. The barrier it arrives at is waited for in push, so that
 // starting the cluster overlaps with loading the row.
 __device__ __forceinline__ void cluster_sums_prepare(int chunks_per_row) {

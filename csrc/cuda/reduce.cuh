@@ -76,14 +76,6 @@ __device__ __forceinline__ float sum_run(const float* sums) {
   return sum_tree<kRun>(values);
 }
 
-template <int kRun>
-__device__ __forceinline__ float sum_run_a_lane(const float* sums, int lane) {
-  float sum = sum_run<kRun>(sums + lane * kRun);
-#pragma unroll
-  for (int bit = 1; bit < 32; bit *= 2) sum = add_across(sum, bit);
-  return sum;
-}
-
 // The number of slots for chunk sums: 32, and then the powers of two.
 __host__ __device__ constexpr int padded_chunks(int num_chunks) {
   int padded = 32;
@@ -93,15 +85,27 @@ __host__ __device__ constexpr int padded_chunks(int num_chunks) {
 
 // The tree over a row's chunk sums in shared memory, in every lane. Slots past the row's last chunk
 // hold zero. kBroadcast: up to 16 chunks every lane reads them all, as 4 broadcast reads and 4
-// levels of adds are shorter than 5 shuffles; it takes 16 registers.
+// levels of adds are shorter than 5 shuffles; it takes 16 registers. More than 32 chunks are rare:
+// one piece of code for each length of a run, and the shuffles once, keep the kernel short.
 template <bool kBroadcast>
 __device__ __forceinline__ float total_of_chunks(const float* sums, int chunks, int lane) {
-  if (kBroadcast && chunks <= 16) return sum_run<16>(sums);
-  if (chunks <= 32) return sum_run_a_lane<1>(sums, lane);
-  if (chunks <= 64) return sum_run_a_lane<2>(sums, lane);
-  if (chunks <= 128) return sum_run_a_lane<4>(sums, lane);
-  if (chunks <= 256) return sum_run_a_lane<8>(sums, lane);
-  return sum_run_a_lane<16>(sums, lane);
+  const bool broadcast = kBroadcast && chunks <= 16;
+  float sum;
+  if (broadcast || chunks > 256) {
+    sum = sum_run<16>(sums + (broadcast ? 0 : lane * 16));
+    if (broadcast) return sum;
+  } else if (chunks <= 32) {
+    sum = sums[lane];
+  } else if (chunks <= 64) {
+    sum = sum_run<2>(sums + lane * 2);
+  } else if (chunks <= 128) {
+    sum = sum_run<4>(sums + lane * 4);
+  } else {
+    sum = sum_run<8>(sums + lane * 8);
+  }
+#pragma unroll
+  for (int bit = 1; bit < 32; bit *= 2) sum = add_across(sum, bit);
+  return sum;
 }
 
 }  // namespace hp_norm

@@ -14,6 +14,7 @@
 
 #include "../norm_call.h"
 #include "kernels.h"
+#include "prefetch.h"
 #include "reduce.cuh"
 #include "row_steps.cuh"
 
@@ -105,8 +106,12 @@ Alignment alignment_of(const NormCall& call, int64_t elem_bytes) {
 LaunchConfig choose_config(const NormCall& call, int32_t sm, int64_t elem_bytes,
                            const Alignment& alignment) {
   const int64_t row_bytes = call.hidden_size * elem_bytes;
-  // Weights are read 16 bytes at a time beside vectors of any width; below that all is narrow.
-  const int32_t access_bytes = alignment.weight >= 16 ? alignment.rows : 8;
+  // Weights are read 16 bytes at a time beside vectors of any width; below that all is narrow, and
+  // so is what the other kernels' 32-bit row numbers and strides cannot count.
+  const bool counts = call.num_tokens <= INT32_MAX &&
+                      std::max({call.x_stride, call.residual_stride, call.out_stride,
+                                call.residual_out_stride}) <= UINT32_MAX;
+  const int32_t access_bytes = counts && alignment.weight >= 16 ? alignment.rows : 8;
   if (forced_config.has_value()) {
     const LaunchConfig& config = *forced_config;
     const bool any_access = config.options & (kNarrow | kReread);
@@ -121,7 +126,7 @@ LaunchConfig choose_config(const NormCall& call, int32_t sm, int64_t elem_bytes,
 }
 
 NormParams make_params(const NormCall& call, const LaunchConfig& config, const LaunchShape& shape,
-                       const Alignment& alignment, const Device& device) {
+                       const Alignment& alignment, int32_t num_sms, int64_t elem_bytes) {
   const auto option = [&](LaunchOption bit) { return (config.options & bit) != 0; };
   NormParams p{};
   p.x = call.x;
@@ -145,15 +150,7 @@ NormParams make_params(const NormCall& call, const LaunchConfig& config, const L
   p.weight_offset = call.weight_offset;
   p.round_before_weight = call.round_before_weight;
   p.trigger_early = option(kTriggerEarly);
-  if (option(kPrefetchResidual)) {
-    p.first_wave_rows =
-        device.num_sms * kThreadsPerSm / (shape.threads_per_row * config.ctas_per_row);
-  }
-  if (option(kPrefetchAhead)) {
-    const int64_t bytes_per_row =
-        static_cast<int64_t>(shape.vecs_per_row) * config.vec_bytes * (call.residual ? 2 : 1);
-    p.ahead_rows = static_cast<int32_t>(ceil_div(kAheadBytes, bytes_per_row));
-  }
+  plan_prefetch(p, config, shape, num_sms, elem_bytes);
   return p;
 }
 
@@ -170,7 +167,7 @@ void run_cuda(const NormCall& call) {
   const LaunchShape shape = launch_shape(config, call.hidden_size * elem_bytes);
   const void* kernel =
       find_kernel({dtype_of(call.dtype), call.weight_is_float32, call.residual != nullptr, config});
-  NormParams params = make_params(call, config, shape, alignment, device);
+  NormParams params = make_params(call, config, shape, alignment, device.num_sms, elem_bytes);
 
   const int64_t ctas = ceil_div(call.num_tokens, config.rows_per_cta) * config.ctas_per_row;
   if (ctas > INT32_MAX) {

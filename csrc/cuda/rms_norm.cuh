@@ -2,6 +2,8 @@
 // normalise and store; row_steps.cuh says what each computes.
 #pragma once
 
+#include <type_traits>
+
 #include "cluster.cuh"
 #include "launch_rules.h"
 #include "reduce.cuh"
@@ -29,6 +31,9 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
     rms_norm_kernel(const __grid_constant__ NormParams p) {
   constexpr bool kNarrow = kPath == RowPath::kNarrow;
   constexpr bool kStaged = kPath == RowPath::kStaged;
+  // The launcher sends rows or strides that 32 bits do not count to the narrow kernel. A product of
+  // 32-bit numbers is one instruction, of 64-bit ones four.
+  using Index = std::conditional_t<kNarrow, int64_t, uint32_t>;
   // Weights hide their latency behind the row's. With long rows a thread has registers for half
   // of them, behind the barrier; for none in a cluster, or where they are float32 beside 16-bit
   // rows.
@@ -41,44 +46,53 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
   // [rows_per_cta][padded_chunks], and behind it (kStaged) x [kVecs][blockDim.x] and the residual.
   extern __shared__ __align__(16) float shared_sums[];
 
-  const int lane = threadIdx.x % 32;
-  const int warp = threadIdx.x / 32;
-  const int warps = blockDim.x / 32;
+  // In a model every call finds its code in DRAM, not in a cache: the matrices of the layers have
+  // pushed it out. So the loads come first, and all that can wait is computed while they are in
+  // flight (docs/notes/2026-11-24-cold-code.md).
   const int rank = kCluster ? cluster_rank() : 0;
-  const int64_t row_group = kCluster ? blockIdx.x / p.ctas_per_row : blockIdx.x;
-  const int64_t row = row_group * blockDim.y + threadIdx.y;
+  const Index row_group = kCluster ? cluster_id() : blockIdx.x;
+  const Index first_row = row_group * blockDim.y;
+  const Index row = first_row + threadIdx.y;
+  if (row >= static_cast<Index>(p.num_tokens)) return;
   const int first_vec = rank * kVecs * blockDim.x + threadIdx.x;
-  const int first_chunk = rank * kVecs * warps + warp;
+  const int warps = blockDim.x / 32;
   const int chunks_per_row = kVecs * warps * (kCluster ? p.ctas_per_row : 1);
-  float* chunk_sums = shared_sums + threadIdx.y * p.padded_chunks;
-  if (row >= p.num_tokens) return;
-
-  for (int slot = chunks_per_row + threadIdx.x; slot < p.padded_chunks; slot += blockDim.x) {
-    chunk_sums[slot] = 0.0f;
-  }
-  if constexpr (kCluster) cluster_sums_prepare(chunks_per_row);
-  const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
-  const T* residual = static_cast<const T*>(p.residual) + row * p.residual_stride;
-  T* out = static_cast<T*>(p.out) + row * p.out_stride;
-  T* residual_out = static_cast<T*>(p.residual_out) + row * p.residual_out_stride;
+  const auto offset = [](Index of_row, int64_t stride) {
+    return static_cast<int64_t>(of_row) * static_cast<Index>(stride);
+  };
+  const T* x = static_cast<const T*>(p.x) + offset(row, p.x_stride);
+  const T* residual = static_cast<const T*>(p.residual) + offset(row, p.residual_stride);
   const W* weight = static_cast<const W*>(p.weight);
-  if constexpr (kVecs <= 2) settle(x, residual, out, residual_out, weight);
-
-  const bool first_thread_of_row = threadIdx.x == 0 && rank == 0;
-  const uint32_t row_bytes = p.hidden_size * static_cast<uint32_t>(sizeof(T));
-  if (kAdd && !kNarrow && first_thread_of_row && row < p.first_wave_rows) {
-    prefetch_to_l2(residual, row_bytes);
+  float* const chunk_sums = shared_sums + threadIdx.y * p.padded_chunks;
+  const auto clear_unused_slots = [&] {
+    // Never more slots than threads: kVecs * ctas_per_row is at most 32.
+    const int slot = chunks_per_row + threadIdx.x;
+    if (slot < p.padded_chunks) chunk_sums[slot] = 0.0f;
+  };
+  if constexpr (kCluster) {
+    // The cluster's barrier orders the slots before the sums are read; in one CTA the row's does.
+    clear_unused_slots();
+    cluster_sums_prepare(chunks_per_row);
   }
-  if (!kNarrow && first_thread_of_row && row == 0 && weight != nullptr) {
-    // In a model the weight comes from DRAM: the layers' matrices have pushed it out of L2.
-    prefetch_to_l2(weight, p.hidden_size * static_cast<uint32_t>(sizeof(W)));
+
+  // One thread asks for all rows of the CTA, from addresses that are the same for every thread:
+  // ptxas needs a loop for others.
+  const bool asks = threadIdx.x == 0 && threadIdx.y == 0 && rank == 0;
+  const T* const x_of_cta = static_cast<const T*>(p.x) + offset(first_row, p.x_stride);
+  const T* const residual_of_cta =
+      static_cast<const T*>(p.residual) + offset(first_row, p.residual_stride);
+  if (!kNarrow && asks && row_group < p.first_wave_groups) {
+    if constexpr (kAdd) prefetch_to_l2(residual_of_cta, p.residual_request_bytes);
+    if (row_group == 0 && weight != nullptr) {
+      prefetch_to_l2(weight, p.hidden_size * static_cast<uint32_t>(sizeof(W)));
+    }
+  }
+  if constexpr (kWeightsWithRow) {
+    const int element = first_vec * kElems;
+    settle(x + element, residual + element);
   }
   wait_for_primary_grid();
   if (p.trigger_early) launch_dependent_grid();
-  if (!kNarrow && first_thread_of_row && p.ahead_rows > 0 && row + p.ahead_rows < p.num_tokens) {
-    prefetch_to_l2(x + p.ahead_rows * p.x_stride, row_bytes);
-    if constexpr (kAdd) prefetch_to_l2(residual + p.ahead_rows * p.residual_stride, row_bytes);
-  }
 
   // Load: every access of the row is in flight before the first is used.
   constexpr int kHeld = kStaged ? 1 : kVecs;  // vectors in registers at a time
@@ -117,7 +131,20 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
     }
   }
   if constexpr (kWeightsWithRow) load_weights(0, kVecs);
+  if (!kNarrow && asks && row_group < p.groups_with_ahead) {
+    prefetch_to_l2(x_of_cta + p.x_ahead, p.x_request_bytes);
+    if constexpr (kAdd) {
+      prefetch_to_l2(residual_of_cta + p.residual_ahead, p.residual_request_bytes);
+    }
+  }
   if (!p.trigger_early) launch_dependent_grid();
+
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  const int first_chunk = rank * kVecs * warps + warp;
+  if constexpr (!kCluster) clear_unused_slots();
+  T* const out = static_cast<T*>(p.out) + offset(row, p.out_stride);
+  T* const residual_out = static_cast<T*>(p.residual_out) + offset(row, p.residual_out_stride);
 
   // Add, keep the sum unrounded, store it rounded. A staged row is added once for each pass.
   float h_of[kHeld][kElems];

@@ -23,6 +23,8 @@ struct NormParams {
   int64_t out_stride;
   int64_t residual_out_stride;
   int64_t num_tokens;
+  int64_t x_ahead;         // how many elements ahead a CTA asks L2 for x
+  int64_t residual_ahead;  // and for the residual
   int32_t hidden_size;
   int32_t vecs_per_row;
   int32_t ctas_per_row;
@@ -32,8 +34,10 @@ struct NormParams {
   float inverse_size;           // float32(1 / hidden_size)
   float eps;
   float weight_offset;
-  int32_t first_wave_rows;  // rows whose residual is asked for before the wait (0: none)
-  int32_t ahead_rows;       // how far ahead of its row a CTA asks L2 for x and residual (0: not)
+  uint32_t x_request_bytes;  // what a request covers: the rows of a CTA, or the first of them
+  uint32_t residual_request_bytes;  // where rows are not contiguous
+  uint32_t groups_with_ahead;       // so many CTAs or clusters, the first, ask for rows ahead
+  uint32_t first_wave_groups;  // and so many for their residual, and the weight, before the wait
   bool round_before_weight;
   bool trigger_early;
 };
@@ -51,13 +55,13 @@ __device__ __forceinline__ void launch_dependent_grid() {
 #endif
 }
 
-// Has the row's addresses computed before the wait, where they cost no time: ptxas would otherwise
-// sink some 25 instructions behind it (H200, 2026-11-22: 1-3 % of a decode call). A trap that
-// depends on them cannot sink, and is never taken: rows are aligned to their elements.
-template <typename... Pointers>
-__device__ __forceinline__ void settle(Pointers... pointers) {
-  const uint64_t all = (0ull | ... | reinterpret_cast<uint64_t>(pointers));
-  asm volatile("{\n.reg .pred p;\nsetp.eq.u64 p, %0, 1;\n@p trap;\n}" ::"l"(all) : "memory");
+// Has the addresses of the loads computed before the wait, where they cost no time: ptxas would
+// otherwise sink them behind it (H200, 2026-11-24: 5 % of a decode call). A trap that depends on
+// them cannot sink, and is never taken: rows are aligned to their elements.
+__device__ __forceinline__ void settle(const void* a, const void* b) {
+  const auto low =
+      static_cast<uint32_t>(reinterpret_cast<uint64_t>(a) | reinterpret_cast<uint64_t>(b));
+  asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, %0, 1;\n@p trap;\n}" ::"r"(low) : "memory");
 }
 
 // A vector of kElems elements starting at `element` of a row or of the weight.
@@ -122,13 +126,14 @@ __device__ __forceinline__ void normalize(float (&h)[kElems], float rstd,
   weight.unpack(factor);
 #pragma unroll
   for (int i = 0; i < kElems; ++i) factor[i] = __fadd_rn(p.weight_offset, factor[i]);
-  if (p.round_before_weight) {
+  if (p.round_before_weight) [[unlikely]] {
     round_to<W>(h);
     round_to<W>(factor);
   }
 #pragma unroll
   for (int i = 0; i < kElems; ++i) h[i] = __fmul_rn(h[i], factor[i]);
-  if (p.round_before_weight) round_to<W>(h);
+  if (p.round_before_weight) [[unlikely]]
+    round_to<W>(h);
 }
 
 // 1 / sqrt(x), correctly rounded: the approximation, and one third-order correction from its exact
@@ -145,7 +150,9 @@ __device__ __forceinline__ float correct_rsqrt(float x) {
   constexpr float kSmallestNormal = 1.17549435e-38f;
   constexpr float kLargest = 3.40282347e+38f;
   const bool usual = x >= kSmallestNormal && x <= kLargest;
-  return usual ? y : __frsqrt_rn(x);
+  if (!usual) [[unlikely]]
+    return __frsqrt_rn(x);
+  return y;
 }
 
 __device__ __forceinline__ float reciprocal_std(float sum_of_squares, const NormParams& p) {

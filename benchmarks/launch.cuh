@@ -1,0 +1,149 @@
+// Launches a configuration of the bf16 kernel straight from the kernel headers: no torch, no
+// operator, seconds of compilation for an experiment with the kernel itself.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "launch_rules.h"
+#include "prefetch.h"
+#include "rms_norm.cuh"
+
+namespace hp_norm::bench {
+
+using Element = __nv_bfloat16;
+
+inline void check(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "%s\n", cudaGetErrorString(error));
+  std::exit(1);
+}
+
+inline float median(std::vector<float> values) {
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
+template <bool kAdd, int kVecs, bool kCluster, RowPath kPath>
+const void* kernel() {
+  return reinterpret_cast<const void*>(
+      &rms_norm_kernel<Element, Element, 8, kVecs, kAdd, kCluster, kPath>);
+}
+
+template <bool kAdd, bool kCluster>
+const void* wide_kernel(int vecs) {
+  switch (vecs) {
+    case 1: return kernel<kAdd, 1, kCluster, RowPath::kWide>();
+    case 2: return kernel<kAdd, 2, kCluster, RowPath::kWide>();
+    default: return kernel<kAdd, 4, kCluster, RowPath::kWide>();
+  }
+}
+
+template <bool kAdd>
+const void* kernel_of(const LaunchConfig& config) {
+  const int vecs = config.vecs_per_thread;
+  if (config.options & kStaged) {
+    return vecs == 4 ? kernel<kAdd, 4, false, RowPath::kStaged>()
+                     : kernel<kAdd, 8, false, RowPath::kStaged>();
+  }
+  return config.ctas_per_row > 1 ? wide_kernel<kAdd, true>(vecs) : wide_kernel<kAdd, false>(vecs);
+}
+
+// The tensors of a call, rows contiguous; residual and residual_out are null for the plain norm.
+struct Tensors {
+  const Element* x;
+  const Element* residual;
+  const Element* weight;
+  Element* out;
+  Element* residual_out;
+};
+
+template <bool kAdd>
+void launch_norm(cudaStream_t stream, const Tensors& tensors, int num_tokens, int hidden_size,
+                 const LaunchConfig& config, int num_sms, bool dependent) {
+  const LaunchShape shape = launch_shape(config, hidden_size * sizeof(Element));
+  NormParams p{};
+  p.x = tensors.x;
+  p.residual = tensors.residual;
+  p.weight = tensors.weight;
+  p.out = tensors.out;
+  p.residual_out = tensors.residual_out;
+  p.x_stride = p.residual_stride = p.out_stride = p.residual_out_stride = hidden_size;
+  p.num_tokens = num_tokens;
+  p.hidden_size = hidden_size;
+  p.vecs_per_row = shape.vecs_per_row;
+  p.ctas_per_row = config.ctas_per_row;
+  p.padded_chunks = padded_chunks(shape.chunks_per_row);
+  p.row_access_bytes = p.weight_access_bytes = 16;
+  p.inverse_size = 1.0f / hidden_size;
+  p.eps = 1e-6f;
+  p.trigger_early = config.options & kTriggerEarly;
+  plan_prefetch(p, config, shape, num_sms, sizeof(Element));
+
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t launch{};
+  launch.gridDim = dim3(ceil_div(num_tokens, config.rows_per_cta) * config.ctas_per_row);
+  launch.blockDim = dim3(shape.threads_per_row, config.rows_per_cta);
+  launch.dynamicSmemBytes =
+      sizeof(float) * p.padded_chunks * config.rows_per_cta + stage_bytes(config, shape, kAdd);
+  launch.stream = stream;
+  launch.attrs = attributes;
+  if (dependent) {
+    attributes[launch.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[launch.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (config.ctas_per_row > 1) {
+    attributes[launch.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[launch.numAttrs++].val.clusterDim = {static_cast<unsigned>(config.ctas_per_row), 1,
+                                                    1};
+  }
+  void* arguments[] = {&p};
+  const void* function = kernel_of<kAdd>(config);
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(launch.dynamicSmemBytes)));
+  check(cudaLaunchKernelExC(&launch, function, arguments));
+}
+
+// A CUDA graph of what `enqueue` puts on a stream, and the microseconds of one replay.
+class Graph {
+ public:
+  template <typename Enqueue>
+  Graph(cudaStream_t stream, const Enqueue& enqueue) : stream_(stream) {
+    cudaGraph_t graph;
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    enqueue();
+    check(cudaStreamEndCapture(stream, &graph));
+    check(cudaGraphInstantiate(&executable_, graph, 0));
+    check(cudaGraphDestroy(graph));
+    check(cudaEventCreate(&start_));
+    check(cudaEventCreate(&stop_));
+  }
+  ~Graph() {
+    cudaGraphExecDestroy(executable_);
+    cudaEventDestroy(start_);
+    cudaEventDestroy(stop_);
+  }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  float replay() {
+    check(cudaEventRecord(start_, stream_));
+    check(cudaGraphLaunch(executable_, stream_));
+    check(cudaEventRecord(stop_, stream_));
+    check(cudaEventSynchronize(stop_));
+    float milliseconds;
+    check(cudaEventElapsedTime(&milliseconds, start_, stop_));
+    return 1e3f * milliseconds;
+  }
+
+ private:
+  cudaStream_t stream_;
+  cudaGraphExec_t executable_;
+  cudaEvent_t start_, stop_;
+};
+
+}  // namespace hp_norm::bench
