@@ -54,24 +54,13 @@ def fused_add_rms_norm(
     epsilon: float,
     variance_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Provider of `vllm.ir.ops.fused_add_rms_norm` that leaves its inputs as they are.
+    """Provider of `vllm.ir.ops.fused_add_rms_norm`: x becomes the output, x_residual the new one.
 
-    Functional on purpose: an in-place op of ours would be auto-functionalised, with a copy of
-    every buffer that crosses a piece of the graph.
+    vLLM lowers it with a clone of both inputs and then removes the clones of what is not used
+    again, inputs of a piece of the graph included, so that a layer's norms work on two buffers. A
+    functional operator would write to new memory in every call and leave the old as dirty lines
+    in L2, which the next product pays to write back: docs/notes/2026-11-24-cold-code.md.
     """
-    return torch.ops.hp_norm.fused_add_rms_norm.default(
-        x, x_residual, weight, epsilon, round_before_weight=_round_before_weight
-    )
-
-
-def fused_add_rms_norm_in_place(
-    x: Tensor,
-    x_residual: Tensor,
-    weight: Tensor | None,
-    epsilon: float,
-    variance_size: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Provider for eager calls: x becomes the output, x_residual the new residual."""
     torch.ops.hp_norm.fused_add_rms_norm_.default(
         x, x_residual, weight, epsilon, round_before_weight=_round_before_weight
     )
@@ -107,16 +96,17 @@ def register_providers(*, supported: bool) -> None:
     """
     from vllm import ir
 
+    plain, fused = ir.ops.rms_norm, ir.ops.fused_add_rms_norm
     plans = (
-        (ir.ops.rms_norm, COMPILED, rms_norm, _takes_compiled, False),
-        (ir.ops.rms_norm, EAGER, rms_norm, _takes_eager, False),
-        (ir.ops.fused_add_rms_norm, COMPILED, fused_add_rms_norm, _takes_fused_compiled, False),
-        (ir.ops.fused_add_rms_norm, EAGER, fused_add_rms_norm_in_place, _takes_fused_eager, True),
+        (plain, COMPILED, rms_norm, _takes_compiled),
+        (plain, EAGER, rms_norm, _takes_eager),
+        (fused, COMPILED, fused_add_rms_norm, _takes_fused_compiled),
+        (fused, EAGER, fused_add_rms_norm, _takes_fused_eager),
     )
-    for op, provider, function, supports_args, inplace in plans:
+    for op, provider, function, supports_args in plans:
         if provider in op.impls:
             continue
-        kwargs = {"inplace": True} if inplace else {}
+        kwargs = {"inplace": True} if op is fused else {}
         op.register_impl(provider, supported=supported, supports_args=supports_args, **kwargs)(
             function
         )

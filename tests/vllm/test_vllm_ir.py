@@ -112,13 +112,32 @@ def test_compiled_by_dynamo_it_is_one_node(on_ir):
     assert torch.equal(out, ops.fused_add_rms_norm(x, residual, weight, 1e-5)[0])
 
 
-def test_lowering_replaces_the_node_of_a_cuda_graph(on_ir):
-    """The pass that a GPU engine runs: here on a graph traced on the CPU."""
+def lowered(function, arguments, donated=()):
+    """Trace a function and run the passes of a GPU engine on its graph, here on a CPU."""
     lowering = pytest.importorskip("vllm.compilation.passes.ir.lowering_pass")
+    elimination = pytest.importorskip("vllm.compilation.passes.ir.clone_elimination")
+    inductor_pass = pytest.importorskip("vllm.compilation.passes.inductor_pass")
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
     from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.config.utils import Range
 
+    with (
+        set_current_vllm_config(VllmConfig()),
+        ir.ops.rms_norm.set_priority(["hp_norm", "native"]),
+        ir.ops.fused_add_rms_norm.set_priority(["hp_norm", "native"]),
+        inductor_pass.pass_context(Range(1, 8)),
+    ):
+        inductor_pass.get_pass_context().donated_input_ids = set(donated)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            graph = make_fx(function)(*[mode.from_tensor(tensor) for tensor in arguments])
+            lowering.VllmIRLoweringPass(VllmConfig())(graph.graph)
+            elimination.UnsafeCloneEliminationPass(VllmConfig())(graph.graph)
+        graph.recompile()
+    return graph, [str(node.target) for node in graph.graph.nodes]
+
+
+def test_lowering_replaces_the_node_of_a_cuda_graph(on_ir):
     def block(x, residual, weight, head_weight):
         out, residual = ir.ops.fused_add_rms_norm(x, residual, weight, 1e-5)
         heads = ir.ops.rms_norm(out.view(3, 8, 128), head_weight, 1e-5)
@@ -126,22 +145,35 @@ def test_lowering_replaces_the_node_of_a_cuda_graph(on_ir):
 
     x, residual, weight = inputs()
     arguments = (x, residual, weight, weight[:128].clone())
-    with (
-        set_current_vllm_config(VllmConfig()),
-        ir.ops.rms_norm.set_priority(["hp_norm", "native"]),
-        ir.ops.fused_add_rms_norm.set_priority(["hp_norm", "native"]),
-    ):
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            fakes = [mode.from_tensor(tensor) for tensor in arguments]
-            graph = make_fx(block)(*fakes)
-            lowering.VllmIRLoweringPass(VllmConfig())(graph.graph)
-        graph.recompile()
-    targets = [str(node.target) for node in graph.graph.nodes]
+    graph, targets = lowered(block, arguments)
     assert not any("vllm_ir" in target for target in targets)
     # One fused, one plain; the per-head norm stays, as formulas that Inductor fuses.
-    assert targets.count("hp_norm.fused_add_rms_norm.default") == 1
+    assert targets.count("hp_norm.fused_add_rms_norm_.default") == 1
     assert targets.count("hp_norm.rms_norm.default") == 1
     assert any("rsqrt" in target for target in targets)
     _, last = graph(*arguments)
     _, summed = ops.fused_add_rms_norm(x, residual, weight, 1e-5)
     assert torch.equal(last, ops.rms_norm(summed, weight, 1e-5))
+
+
+@pytest.mark.parametrize("donated", [(), (0, 1)])
+def test_a_layers_norms_work_in_place(on_ir, donated):
+    """No copy of what the graph makes itself, nor of its inputs if it may overwrite them."""
+
+    def layer(x, residual, weight):
+        for _ in range(2):
+            x, residual = ir.ops.fused_add_rms_norm(x * 2, residual, weight, 1e-5)
+        return x, residual
+
+    x, residual, weight = inputs()
+    want_x, want_residual = x, residual
+    for _ in range(2):
+        want_x, want_residual = ops.fused_add_rms_norm(want_x * 2, want_residual, weight, 1e-5)
+    graph, targets = lowered(layer, (x, residual, weight), donated)
+    assert targets.count("hp_norm.fused_add_rms_norm_.default") == 2
+    assert targets.count("aten.clone.default") == (0 if donated else 1)
+    before = residual.clone()
+    out, residual_out = graph(x, residual, weight)
+    assert torch.equal(out, want_x)
+    assert torch.equal(residual_out, want_residual)
+    assert torch.equal(residual, want_residual if donated else before)
