@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -165,7 +166,10 @@ def test_compute_sanitizer_finds_nothing(tool):
         pytest.skip("compute-sanitizer is not here")
     command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable,
                str(HERE / "gpu" / "every_kernel.py")]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    # The script is not a module of this process: it finds the package where pytest did.
+    path = os.pathsep.join([str(HERE.parent), *sys.path])
+    env = {**os.environ, "PYTHONPATH": path}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=500, env=env)
     output = result.stdout + result.stderr
     assert "kernels launched: " in output, output[-4000:]
     if tool == "racecheck":

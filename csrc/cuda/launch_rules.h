@@ -18,7 +18,7 @@ inline constexpr int64_t kNoLimit = INT64_MAX;
 enum LaunchOption : int32_t {
   kTriggerEarly = 1,      // launch_dependents before the loads: the next grid starts sooner
   kPrefetchResidual = 2,  // ask L2 for the first rows' residual before waiting for the grid before
-  kPrefetchAhead = 4,     // each CTA asks L2 for a row that a later CTA will read
+  kPrefetchAhead = 4,     // each CTA asks L2 for a row that a later CTA will read (no clusters)
   kNarrow = 8,            // accesses below the vector width, decided by the launcher
   kReread = 16,           // rows that do not fit in registers: read twice
   kStaged = 32,           // the row waits in shared memory, not in registers

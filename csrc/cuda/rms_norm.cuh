@@ -51,8 +51,9 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
   // flight (docs/notes/2026-11-24-cold-code.md).
   const int rank = kCluster ? cluster_rank() : 0;
   const Index row_group = kCluster ? cluster_id() : blockIdx.x;
-  const Index first_row = row_group * blockDim.y;
-  const Index row = first_row + threadIdx.y;
+  const Index first_row = kCluster ? row_group : row_group * blockDim.y;
+  const int row_in_cta = kCluster ? 0 : threadIdx.y;  // a cluster has one row
+  const Index row = first_row + row_in_cta;
   if (row >= static_cast<Index>(p.num_tokens)) return;
   const int first_vec = rank * kVecs * blockDim.x + threadIdx.x;
   const int warps = blockDim.x / 32;
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
   const T* x = static_cast<const T*>(p.x) + offset(row, p.x_stride);
   const T* residual = static_cast<const T*>(p.residual) + offset(row, p.residual_stride);
   const W* weight = static_cast<const W*>(p.weight);
-  float* const chunk_sums = shared_sums + threadIdx.y * p.padded_chunks;
+  float* const chunk_sums = shared_sums + row_in_cta * p.padded_chunks;
   const auto clear_unused_slots = [&] {
     // Never more slots than threads: kVecs * ctas_per_row is at most 32.
     const int slot = chunks_per_row + threadIdx.x;
@@ -77,7 +78,7 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
 
   // One thread asks for all rows of the CTA, from addresses that are the same for every thread:
   // ptxas needs a loop for others.
-  const bool asks = threadIdx.x == 0 && threadIdx.y == 0 && rank == 0;
+  const bool asks = threadIdx.x == 0 && row_in_cta == 0 && rank == 0;
   const T* const x_of_cta = static_cast<const T*>(p.x) + offset(first_row, p.x_stride);
   const T* const residual_of_cta =
       static_cast<const T*>(p.residual) + offset(first_row, p.residual_stride);
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
     }
   }
   if constexpr (kWeightsWithRow) load_weights(0, kVecs);
-  if (!kNarrow && asks && row_group < p.groups_with_ahead) {
+  if (!kNarrow && !kCluster && asks && row_group < p.groups_with_ahead) {
     prefetch_to_l2(x_of_cta + p.x_ahead, p.x_request_bytes);
     if constexpr (kAdd) {
       prefetch_to_l2(residual_of_cta + p.residual_ahead, p.residual_request_bytes);
@@ -188,7 +189,7 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
     if constexpr (kCluster) {
       cluster_sums_wait();
     } else {
-      row_barrier(threadIdx.y, blockDim.x);
+      row_barrier(row_in_cta, blockDim.x);
     }
     total = total_of_chunks<(kVecs <= 2)>(chunk_sums, chunks_per_row, lane);
   } else {
