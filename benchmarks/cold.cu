@@ -6,8 +6,9 @@
 //
 // A CUDA graph of 24 times: read 96 MiB of a matrix that no cache holds, on every SM with the
 // shared memory of a matrix product; write x; norm. Less the same graph without the norms. `least`
-// is a kernel with no features, no fixed order of its sum and little code: what is left to gain.
+// (least.cuh) is what is left to gain.
 #include "launch.cuh"
+#include "least.cuh"
 
 namespace {
 
@@ -44,45 +45,6 @@ __global__ void write_rows(const uint4* from, uint4* x, int count) {
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
     x[i] = from[i % 1024];
   }
-}
-
-__global__ void __launch_bounds__(1024) least_norm(uint4* x, uint4* residual, const uint4* weight) {
-  __shared__ float warp_sums[32];
-  const size_t at = size_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  wait_for_primary_grid();
-  launch_dependent_grid();
-  const uint4 added[2] = {x[at], residual[at]};
-  const uint4 factors = weight[threadIdx.x];
-  const auto pair = [](const uint4& vec, int k) {
-    return __bfloat1622float2(reinterpret_cast<const __nv_bfloat162*>(&vec)[k]);
-  };
-  uint4 rounded;
-  float h[8], sum = 0.0f;
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    const float2 a = pair(added[0], k), b = pair(added[1], k);
-    h[2 * k] = a.x + b.x;
-    h[2 * k + 1] = a.y + b.y;
-    sum += h[2 * k] * h[2 * k] + h[2 * k + 1] * h[2 * k + 1];
-    reinterpret_cast<__nv_bfloat162*>(&rounded)[k] = __floats2bfloat162_rn(h[2 * k], h[2 * k + 1]);
-  }
-  residual[at] = rounded;
-#pragma unroll
-  for (int bit = 16; bit > 0; bit /= 2) sum += __shfl_xor_sync(kFullWarp, sum, bit);
-  const int lane = threadIdx.x % 32;
-  if (lane == 0) warp_sums[threadIdx.x / 32] = sum;
-  __syncthreads();
-  sum = lane < blockDim.x / 32 ? warp_sums[lane] : 0.0f;
-#pragma unroll
-  for (int bit = 16; bit > 0; bit /= 2) sum += __shfl_xor_sync(kFullWarp, sum, bit);
-  const float rstd = rsqrtf(sum / (8 * blockDim.x) + 1e-6f);
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    const float2 factor = pair(factors, k);
-    reinterpret_cast<__nv_bfloat162*>(&rounded)[k] =
-        __floats2bfloat162_rn(h[2 * k] * rstd * factor.x, h[2 * k + 1] * rstd * factor.y);
-  }
-  x[at] = rounded;
 }
 
 struct Candidate {
@@ -127,7 +89,7 @@ struct Model {
                                                               static_cast<int>(rows / 8));
     if (norm == nullptr) return;
     if (norm->config.vec_bytes == 0) {
-      least_norm<<<num_tokens, hidden_size / 8, 0, stream>>>(
+      least_norm<Trigger::kAtEnd><<<num_tokens, hidden_size / 8, 0, stream>>>(
           reinterpret_cast<uint4*>(x), reinterpret_cast<uint4*>(residual),
           reinterpret_cast<const uint4*>(weight));
       return;

@@ -34,12 +34,12 @@ const void* kernel() {
       &rms_norm_kernel<Element, Element, 8, kVecs, kAdd, kCluster, kPath>);
 }
 
-template <bool kAdd, bool kCluster>
+template <bool kAdd, bool kCluster, RowPath kPath>
 const void* wide_kernel(int vecs) {
   switch (vecs) {
-    case 1: return kernel<kAdd, 1, kCluster, RowPath::kWide>();
-    case 2: return kernel<kAdd, 2, kCluster, RowPath::kWide>();
-    default: return kernel<kAdd, 4, kCluster, RowPath::kWide>();
+    case 1: return kernel<kAdd, 1, kCluster, kPath>();
+    case 2: return kernel<kAdd, 2, kCluster, kPath>();
+    default: return kernel<kAdd, 4, kCluster, kPath>();
   }
 }
 
@@ -50,7 +50,9 @@ const void* kernel_of(const LaunchConfig& config) {
     return vecs == 4 ? kernel<kAdd, 4, false, RowPath::kStaged>()
                      : kernel<kAdd, 8, false, RowPath::kStaged>();
   }
-  return config.ctas_per_row > 1 ? wide_kernel<kAdd, true>(vecs) : wide_kernel<kAdd, false>(vecs);
+  if (config.ctas_per_row > 1) return wide_kernel<kAdd, true, RowPath::kWide>(vecs);
+  return config.rows_per_cta > 1 ? wide_kernel<kAdd, false, RowPath::kRows>(vecs)
+                                 : wide_kernel<kAdd, false, RowPath::kWide>(vecs);
 }
 
 // The tensors of a call, rows contiguous; residual and residual_out are null for the plain norm.
@@ -72,7 +74,8 @@ void launch_norm(cudaStream_t stream, const Tensors& tensors, int num_tokens, in
   p.weight = tensors.weight;
   p.out = tensors.out;
   p.residual_out = tensors.residual_out;
-  p.x_stride = p.residual_stride = p.out_stride = p.residual_out_stride = hidden_size;
+  const int64_t pitch = hidden_size * sizeof(Element);
+  p.x_pitch = p.residual_pitch = p.out_pitch = p.residual_out_pitch = Pitch::of(pitch);
   p.num_tokens = num_tokens;
   p.hidden_size = hidden_size;
   p.vecs_per_row = shape.vecs_per_row;
@@ -82,7 +85,9 @@ void launch_norm(cudaStream_t stream, const Tensors& tensors, int num_tokens, in
   p.inverse_size = 1.0f / hidden_size;
   p.eps = 1e-6f;
   p.trigger_early = config.options & kTriggerEarly;
-  plan_prefetch(p, config, shape, num_sms, sizeof(Element));
+  p.trigger_at_start = config.options & kTriggerAtStart;
+  p.trigger_after_loads = !(config.options & (kTriggerEarly | kTriggerAtEnd | kTriggerAtStart));
+  plan_prefetch(p, config, shape, num_sms, sizeof(Element), pitch, pitch);
 
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t launch{};

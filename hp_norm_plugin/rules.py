@@ -22,6 +22,8 @@ OPTIONS = {
     "narrow": 8,
     "reread": 16,
     "staged": 32,
+    "trigger_at_end": 64,
+    "trigger_at_start": 128,
 }
 # Options that pick the kernel; the others change how one is launched.
 PATHS = ("narrow", "reread", "staged")

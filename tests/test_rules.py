@@ -92,14 +92,14 @@ def test_thresholds_are_inclusive():
         return rules.explain(num_tokens, hidden_size, torch.bfloat16, "sm_90").index
 
     assert name(1, 2048) != name(1, 2056), "4096 bytes and one vector more"
-    assert name(8, 4096) != name(9, 4096)
-    assert name(8, 4096) == name(5, 4096)
+    assert name(8, 8192) != name(9, 8192)
+    assert name(8, 8192) == name(5, 8192)
 
 
 def test_explain_describes_and_refuses():
     rule = hp.explain(1, 16384, torch.bfloat16, "sm_90")
     assert rule.describe().startswith(
-        f"rule {rule.index}: 16-byte vectors, 1 a thread, 256 threads"
+        f"rule {rule.index}: 16-byte vectors, 2 a thread, 128 threads"
     )
     assert "cluster of 8" in rule.describe()
     assert hp.explain(1, 7, torch.bfloat16, "sm_90").describe().startswith("fallback: ")

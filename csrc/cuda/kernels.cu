@@ -16,16 +16,25 @@ struct Kernels {
         &rms_norm_kernel<T, W, kElems, kVecs, kAdd, kCluster, kPath>);
   }
 
-  template <int kVecBytes, bool kCluster>
+  template <int kVecBytes, bool kCluster, RowPath kPath>
   static const void* wide(int vecs_per_thread) {
     switch (vecs_per_thread) {
-      case 1: return row<kVecBytes, 1, kCluster, RowPath::kWide>();
-      case 2: return row<kVecBytes, 2, kCluster, RowPath::kWide>();
+      case 1: return row<kVecBytes, 1, kCluster, kPath>();
+      case 2: return row<kVecBytes, 2, kCluster, kPath>();
       default:
         // 32 values a thread are the most, so 32-byte vectors stop at 2.
-        if constexpr (kVecBytes == 16) return row<kVecBytes, 4, kCluster, RowPath::kWide>();
+        if constexpr (kVecBytes == 16) return row<kVecBytes, 4, kCluster, kPath>();
         return nullptr;
     }
+  }
+
+  template <int kVecBytes>
+  static const void* wide(const LaunchConfig& config) {
+    if (config.ctas_per_row > 1) {
+      return wide<kVecBytes, true, RowPath::kWide>(config.vecs_per_thread);
+    }
+    return config.rows_per_cta > 1 ? wide<kVecBytes, false, RowPath::kRows>(config.vecs_per_thread)
+                                   : wide<kVecBytes, false, RowPath::kWide>(config.vecs_per_thread);
   }
 
   static const void* find(const LaunchConfig& config) {
@@ -41,12 +50,7 @@ struct Kernels {
       return config.vecs_per_thread == 4 ? row<16, 4, false, RowPath::kStaged>()
                                          : row<16, 8, false, RowPath::kStaged>();
     }
-    if (config.vec_bytes == 16) {
-      return cluster ? wide<16, true>(config.vecs_per_thread)
-                     : wide<16, false>(config.vecs_per_thread);
-    }
-    return cluster ? wide<32, true>(config.vecs_per_thread)
-                   : wide<32, false>(config.vecs_per_thread);
+    return config.vec_bytes == 16 ? wide<16>(config) : wide<32>(config);
   }
 };
 

@@ -16,7 +16,11 @@ inline constexpr int64_t kNoLimit = INT64_MAX;
 
 // Options of a rule, added up in LaunchConfig::options.
 enum LaunchOption : int32_t {
-  kTriggerEarly = 1,      // launch_dependents before the loads: the next grid starts sooner
+  // When the next grid may start (launch_dependents): between griddepcontrol.wait and the loads, as
+  // the CTAs end, before the wait; by default behind the loads.
+  kTriggerEarly = 1,
+  kTriggerAtEnd = 64,
+  kTriggerAtStart = 128,
   kPrefetchResidual = 2,  // ask L2 for the first rows' residual before waiting for the grid before
   kPrefetchAhead = 4,     // each CTA asks L2 for a row that a later CTA will read (no clusters)
   kNarrow = 8,            // accesses below the vector width, decided by the launcher

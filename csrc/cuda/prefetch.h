@@ -8,17 +8,19 @@
 
 namespace hp_norm {
 
-// Fills the prefetch fields of `p` for a launch on `num_sms` SMs; its strides are set already.
+// Fills the prefetch fields of `p` for a launch on `num_sms` SMs, from rows every x_pitch and
+// residual_pitch bytes.
 inline void plan_prefetch(NormParams& p, const LaunchConfig& config, const LaunchShape& shape,
-                          int32_t num_sms, int64_t elem_bytes) {
+                          int32_t num_sms, int64_t elem_bytes, int64_t x_pitch,
+                          int64_t residual_pitch) {
   const int64_t rows = config.rows_per_cta;
   const int64_t row_bytes = p.hidden_size * elem_bytes;
   // Requests never reach past the last row: a CTA that is not full asks for nothing.
-  const auto request = [&](int64_t stride) {
-    return static_cast<uint32_t>(stride == p.hidden_size ? rows * row_bytes : row_bytes);
+  const auto request = [&](int64_t pitch) {
+    return static_cast<uint32_t>(pitch == row_bytes ? rows * row_bytes : row_bytes);
   };
-  p.x_request_bytes = request(p.x_stride);
-  p.residual_request_bytes = request(p.residual_stride);
+  p.x_request_bytes = request(x_pitch);
+  p.residual_request_bytes = request(residual_pitch);
   if (config.options & (kNarrow | kReread)) return;
   if (config.options & kPrefetchResidual) {
     const int64_t threads = int64_t{shape.threads_per_cta} * config.ctas_per_row;
@@ -28,8 +30,8 @@ inline void plan_prefetch(NormParams& p, const LaunchConfig& config, const Launc
   if (config.options & kPrefetchAhead) {
     const int64_t ahead = ceil_div(kAheadBytes, row_bytes * (p.residual != nullptr ? 2 : 1));
     p.groups_with_ahead = static_cast<uint32_t>(std::max<int64_t>(0, p.num_tokens - ahead) / rows);
-    p.x_ahead = ahead * p.x_stride;
-    p.residual_ahead = ahead * p.residual_stride;
+    p.x_ahead = ahead * x_pitch;
+    p.residual_ahead = ahead * residual_pitch;
   }
 }
 

@@ -33,12 +33,20 @@ __device__ __forceinline__ float add_across(float value, int lane_bit) {
   return __fadd_rn(value, __shfl_xor_sync(kFullWarp, value, lane_bit));
 }
 
+// How many lanes (2 to the power of) a warp adds up, of a row with one vector a lane: as few as
+// keep the row's sums within the 16 that total_of_chunks broadcasts; all of them in a row of one
+// warp.
+__device__ __forceinline__ int log2_lanes_per_sum(int warps) {
+  return warps == 1 || warps > 8 ? 5 : warps > 4 ? 4 : 3;
+}
+
 // Every lane brings its part of kChunks chunks; lane l returns with the sum of chunk l % kChunks.
 // While several chunks are left, a step folds two of them at once: each lane keeps the one whose
 // parity is its own and gives the other away, so that kChunks chunks cost about kChunks + 5
-// shuffles instead of 5 x kChunks.
+// shuffles instead of 5 x kChunks. Of one chunk, only groups of 2^log2_lanes lanes are added.
 template <int kChunks>
-__device__ __forceinline__ float warp_chunk_sums(float (&sums)[kChunks], int lane) {
+__device__ __forceinline__ float warp_chunk_sums(float (&sums)[kChunks], int lane,
+                                                 int log2_lanes = 5) {
   int bit = 1;
 #pragma unroll
   for (int left = kChunks; left > 1; left /= 2) {
@@ -52,7 +60,10 @@ __device__ __forceinline__ float warp_chunk_sums(float (&sums)[kChunks], int lan
     bit *= 2;
   }
 #pragma unroll
-  for (; bit < 32; bit *= 2) sums[0] = add_across(sums[0], bit);
+  for (; bit < 32; bit *= 2) {
+    if (kChunks == 1 && bit >= 8 && bit >> log2_lanes) break;
+    sums[0] = add_across(sums[0], bit);
+  }
   return sums[0];
 }
 
@@ -85,23 +96,22 @@ __host__ __device__ constexpr int padded_chunks(int num_chunks) {
 
 // The tree over a row's chunk sums in shared memory, in every lane. Slots past the row's last chunk
 // hold zero. kBroadcast: up to 16 chunks every lane reads them all, as 4 broadcast reads and 4
-// levels of adds are shorter than 5 shuffles; it takes 16 registers. More than 32 chunks are rare:
-// one piece of code for each length of a run, and the shuffles once, keep the kernel short.
-template <bool kBroadcast>
+// levels of adds are shorter than 5 shuffles; it takes 16 registers. Otherwise a lane adds a run of
+// up to kLongestRun chunks, and the shuffles add the lanes: one piece of code for each length.
+template <bool kBroadcast, int kLongestRun>
 __device__ __forceinline__ float total_of_chunks(const float* sums, int chunks, int lane) {
-  const bool broadcast = kBroadcast && chunks <= 16;
+  if (kBroadcast && chunks <= 16) return sum_run<16>(sums);
   float sum;
-  if (broadcast || chunks > 256) {
-    sum = sum_run<16>(sums + (broadcast ? 0 : lane * 16));
-    if (broadcast) return sum;
-  } else if (chunks <= 32) {
-    sum = sums[lane];
-  } else if (chunks <= 64) {
-    sum = sum_run<2>(sums + lane * 2);
-  } else if (chunks <= 128) {
-    sum = sum_run<4>(sums + lane * 4);
-  } else {
+  if (kLongestRun >= 16 && chunks > 256) {
+    sum = sum_run<16>(sums + lane * 16);
+  } else if (kLongestRun >= 8 && chunks > 128) {
     sum = sum_run<8>(sums + lane * 8);
+  } else if (kLongestRun >= 4 && chunks > 64) {
+    sum = sum_run<4>(sums + lane * 4);
+  } else if (kLongestRun >= 2 && chunks > 32) {
+    sum = sum_run<2>(sums + lane * 2);
+  } else {
+    sum = sums[lane];
   }
 #pragma unroll
   for (int bit = 1; bit < 32; bit *= 2) sum = add_across(sum, bit);

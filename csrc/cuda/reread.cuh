@@ -15,13 +15,15 @@ __global__ void __launch_bounds__(kRereadThreads)
   const int lane = threadIdx.x % 32;
   const int64_t row = blockIdx.x;
   const int chunks = (p.vecs_per_row + 31) / 32;
-  const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
-  const T* residual = static_cast<const T*>(p.residual) + row * p.residual_stride;
-  T* out = static_cast<T*>(p.out) + row * p.out_stride;
-  T* residual_out = static_cast<T*>(p.residual_out) + row * p.residual_out_stride;
+  const auto* x = reinterpret_cast<const T*>(p.x_pitch.row_of(static_cast<const char*>(p.x), row));
+  const auto* residual = reinterpret_cast<const T*>(
+      p.residual_pitch.row_of(static_cast<const char*>(p.residual), row));
+  auto* out = reinterpret_cast<T*>(p.out_pitch.row_of(static_cast<char*>(p.out), row));
+  auto* residual_out =
+      reinterpret_cast<T*>(p.residual_out_pitch.row_of(static_cast<char*>(p.residual_out), row));
   const auto load_sum = [&](float (&h)[kElems], int vec) {
     const auto load = [&](const T* from) {
-      return load_vec<true, T, kElems>(from, vec * kElems, p.hidden_size, p.row_access_bytes);
+      return load_vec<true, T, kElems>(from, vec * kElems, true, p.hidden_size, p.row_access_bytes);
     };
     load(x).unpack(h);
     if constexpr (kAdd) add_residual(h, load(residual));
@@ -29,7 +31,7 @@ __global__ void __launch_bounds__(kRereadThreads)
   const auto store_rounded = [&](T* to, const float (&values)[kElems], int vec) {
     Vec<T, kElems> rounded;
     rounded.pack(values);
-    store_vec<true>(to, rounded, vec * kElems, p.hidden_size, p.row_access_bytes);
+    store_vec<true>(to, rounded, vec * kElems, true, p.hidden_size, p.row_access_bytes);
   };
 
   wait_for_primary_grid();
@@ -42,7 +44,8 @@ __global__ void __launch_bounds__(kRereadThreads)
     if (lane == 0) chunk_sums[chunk] = chunk_sum;
   }
   __syncthreads();
-  const float rstd = reciprocal_std(total_of_chunks<true>(chunk_sums, chunks, lane), p);
+  const float rstd =
+      reciprocal_std(total_of_chunks<true, kMaxSharedChunks / kWarp>(chunk_sums, chunks, lane), p);
   for (int vec = threadIdx.x; vec < p.vecs_per_row; vec += blockDim.x) {
     float h[kElems];
     load_sum(h, vec);
@@ -50,7 +53,7 @@ __global__ void __launch_bounds__(kRereadThreads)
     Vec<W, kElems> weight_vec;
     const W* weight = static_cast<const W*>(p.weight);
     if (weight != nullptr) load_weight<true>(weight_vec, weight, vec * kElems, p);
-    normalize(h, rstd, weight_vec, p);
+    normalize<true>(h, rstd, weight_vec, p);
     store_rounded(out, h, vec);
   }
 }

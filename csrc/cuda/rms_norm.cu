@@ -107,11 +107,13 @@ LaunchConfig choose_config(const NormCall& call, int32_t sm, int64_t elem_bytes,
                            const Alignment& alignment) {
   const int64_t row_bytes = call.hidden_size * elem_bytes;
   // Weights are read 16 bytes at a time beside vectors of any width; below that all is narrow, and
-  // so is what the other kernels' 32-bit row numbers and strides cannot count.
+  // so is what the other kernels' 32-bit row numbers and pitches cannot count, and what they have
+  // no code for.
   const bool counts = call.num_tokens <= INT32_MAX &&
                       std::max({call.x_stride, call.residual_stride, call.out_stride,
-                                call.residual_out_stride}) <= UINT32_MAX;
-  const int32_t access_bytes = counts && alignment.weight >= 16 ? alignment.rows : 8;
+                                call.residual_out_stride}) <= UINT32_MAX / elem_bytes;
+  const bool usual = call.weight != nullptr && !call.round_before_weight;
+  const int32_t access_bytes = usual && counts && alignment.weight >= 16 ? alignment.rows : 8;
   if (forced_config.has_value()) {
     const LaunchConfig& config = *forced_config;
     const bool any_access = config.options & (kNarrow | kReread);
@@ -134,10 +136,12 @@ NormParams make_params(const NormCall& call, const LaunchConfig& config, const L
   p.weight = call.weight;
   p.out = call.out;
   p.residual_out = call.residual_out;
-  p.x_stride = call.x_stride;
-  p.residual_stride = call.residual_stride;
-  p.out_stride = call.out_stride;
-  p.residual_out_stride = call.residual_out_stride;
+  const int64_t x_pitch = call.x_stride * elem_bytes;
+  const int64_t residual_pitch = call.residual_stride * elem_bytes;
+  p.x_pitch = Pitch::of(x_pitch);
+  p.residual_pitch = Pitch::of(residual_pitch);
+  p.out_pitch = Pitch::of(call.out_stride * elem_bytes);
+  p.residual_out_pitch = Pitch::of(call.residual_out_stride * elem_bytes);
   p.num_tokens = call.num_tokens;
   p.hidden_size = static_cast<int32_t>(call.hidden_size);
   p.vecs_per_row = shape.vecs_per_row;
@@ -150,7 +154,10 @@ NormParams make_params(const NormCall& call, const LaunchConfig& config, const L
   p.weight_offset = call.weight_offset;
   p.round_before_weight = call.round_before_weight;
   p.trigger_early = option(kTriggerEarly);
-  plan_prefetch(p, config, shape, num_sms, elem_bytes);
+  p.trigger_at_start = option(kTriggerAtStart);
+  p.trigger_after_loads =
+      !option(kTriggerEarly) && !option(kTriggerAtEnd) && !option(kTriggerAtStart);
+  plan_prefetch(p, config, shape, num_sms, elem_bytes, x_pitch, residual_pitch);
   return p;
 }
 

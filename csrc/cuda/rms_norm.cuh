@@ -19,7 +19,8 @@ __device__ __forceinline__ void row_barrier(int row_in_cta, int threads) {
 // How a row comes in and where it waits for its sum.
 enum class RowPath {
   kWide,    // whole vectors, in registers
-  kNarrow,  // accesses of any width, in registers
+  kRows,    // the same with several rows a CTA
+  kNarrow,  // accesses of any width, in registers; several rows a CTA; every option
   kStaged,  // whole vectors, in shared memory: fewer registers, so that two long rows fit on an SM
 };
 
@@ -31,18 +32,17 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
     rms_norm_kernel(const __grid_constant__ NormParams p) {
   constexpr bool kNarrow = kPath == RowPath::kNarrow;
   constexpr bool kStaged = kPath == RowPath::kStaged;
-  // The launcher sends rows or strides that 32 bits do not count to the narrow kernel. A product of
-  // 32-bit numbers is one instruction, of 64-bit ones four.
+  constexpr bool kSeveralRows = !kCluster && (kPath == RowPath::kRows || kNarrow);
+  // The launcher sends rows or pitches that 32 bits do not count to the narrow kernel.
   using Index = std::conditional_t<kNarrow, int64_t, uint32_t>;
   // Weights hide their latency behind the row's. With long rows a thread has registers for half
   // of them, behind the barrier; for none in a cluster, or where they are float32 beside 16-bit
   // rows.
   constexpr bool kWeightsWithRow = kVecs <= 2 && kElems * kVecs <= 16;
   constexpr bool kFewRegisters = kCluster || sizeof(W) > sizeof(T);
-  constexpr int kEarlyWeights = kWeightsWithRow ? kVecs
-                                : kFewRegisters ? 0
-                                : kStaged       ? kVecs / 2
-                                                : kVecs / 2;
+  constexpr int kEarlyWeights = kWeightsWithRow ? kVecs : kFewRegisters ? 0 : kVecs / 2;
+  // Chunk sums that a lane adds: a CTA has at most 32 warps.
+  constexpr int kLongestRun = kCluster || kNarrow ? kMaxSharedChunks / kWarp : kVecs;
   // [rows_per_cta][padded_chunks], and behind it (kStaged) x [kVecs][blockDim.x] and the residual.
   extern __shared__ __align__(16) float shared_sums[];
 
@@ -51,62 +51,64 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
   // flight (docs/notes/2026-11-24-cold-code.md).
   const int rank = kCluster ? cluster_rank() : 0;
   const Index row_group = kCluster ? cluster_id() : blockIdx.x;
-  const Index first_row = kCluster ? row_group : row_group * blockDim.y;
-  const int row_in_cta = kCluster ? 0 : threadIdx.y;  // a cluster has one row
+  const Index first_row = kSeveralRows ? row_group * blockDim.y : row_group;
+  const int row_in_cta = kSeveralRows ? threadIdx.y : 0;
   const Index row = first_row + row_in_cta;
-  if (row >= static_cast<Index>(p.num_tokens)) return;
-  const int first_vec = rank * kVecs * blockDim.x + threadIdx.x;
-  const int warps = blockDim.x / 32;
-  const int chunks_per_row = kVecs * warps * (kCluster ? p.ctas_per_row : 1);
-  const auto offset = [](Index of_row, int64_t stride) {
-    return static_cast<int64_t>(of_row) * static_cast<Index>(stride);
-  };
-  const T* x = static_cast<const T*>(p.x) + offset(row, p.x_stride);
-  const T* residual = static_cast<const T*>(p.residual) + offset(row, p.residual_stride);
+  if (kSeveralRows && row >= static_cast<Index>(p.num_tokens)) return;
+  const auto* const x_bytes = static_cast<const char*>(p.x);
+  const auto* const residual_bytes = static_cast<const char*>(p.residual);
+  const char* const x_of_cta = p.x_pitch.row_of(x_bytes, first_row);
+  const char* const residual_of_cta = p.residual_pitch.row_of(residual_bytes, first_row);
+  const T* x = reinterpret_cast<const T*>(p.x_pitch.row_of(x_bytes, row));
+  const T* residual = reinterpret_cast<const T*>(p.residual_pitch.row_of(residual_bytes, row));
   const W* weight = static_cast<const W*>(p.weight);
+  const int first_vec = rank * kVecs * blockDim.x + threadIdx.x;
+  const int warps = blockDim.x / kWarp;
+  // A short row publishes the sums of 8 or 16 lanes instead of whole chunks: fewer shuffles.
+  constexpr bool kParts = kVecs == 1 && !kCluster;
+  const int log2_lanes = kParts ? log2_lanes_per_sum(warps) : 5;
+  const int sums_of_row = kParts     ? blockDim.x >> log2_lanes
+                          : kCluster ? kVecs * warps * p.ctas_per_row
+                                     : kVecs * warps;
   float* const chunk_sums = shared_sums + row_in_cta * p.padded_chunks;
   const auto clear_unused_slots = [&] {
     // Never more slots than threads: kVecs * ctas_per_row is at most 32.
-    const int slot = chunks_per_row + threadIdx.x;
+    const int slot = sums_of_row + threadIdx.x;
     if (slot < p.padded_chunks) chunk_sums[slot] = 0.0f;
   };
   if constexpr (kCluster) {
     // The cluster's barrier orders the slots before the sums are read; in one CTA the row's does.
     clear_unused_slots();
-    cluster_sums_prepare(chunks_per_row);
+    cluster_sums_prepare(sums_of_row);
   }
 
   // One thread asks for all rows of the CTA, from addresses that are the same for every thread:
   // ptxas needs a loop for others.
   const bool asks = threadIdx.x == 0 && row_in_cta == 0 && rank == 0;
-  const T* const x_of_cta = static_cast<const T*>(p.x) + offset(first_row, p.x_stride);
-  const T* const residual_of_cta =
-      static_cast<const T*>(p.residual) + offset(first_row, p.residual_stride);
   if (!kNarrow && asks && row_group < p.first_wave_groups) {
     if constexpr (kAdd) prefetch_to_l2(residual_of_cta, p.residual_request_bytes);
-    if (row_group == 0 && weight != nullptr) {
-      prefetch_to_l2(weight, p.hidden_size * static_cast<uint32_t>(sizeof(W)));
-    }
+    if (row_group == 0) prefetch_to_l2(weight, p.hidden_size * static_cast<uint32_t>(sizeof(W)));
   }
   if constexpr (kWeightsWithRow) {
     const int element = first_vec * kElems;
-    settle(x + element, residual + element);
+    settle(x + element, residual + element, weight + element);
   }
+  if (p.trigger_at_start) launch_dependent_grid();
   wait_for_primary_grid();
   if (p.trigger_early) launch_dependent_grid();
 
   // Load: every access of the row is in flight before the first is used.
   constexpr int kHeld = kStaged ? 1 : kVecs;  // vectors in registers at a time
-  Vec<T, kElems> x_vec[kHeld] = {};
-  Vec<T, kElems> residual_vec[kHeld] = {};
-  Vec<W, kElems> weight_vec[kVecs];
+  Vec<T, kElems> x_vec[kHeld];
+  Vec<T, kElems> residual_vec[kHeld];
+  Vec<W, kElems> weight_vec[kVecs] = {};
   uint4* const staged_x = reinterpret_cast<uint4*>(shared_sums + p.padded_chunks) + threadIdx.x;
   uint4* const staged_residual = staged_x + kVecs * blockDim.x;
   const auto load_weights = [&](int first, int last) {
 #pragma unroll
     for (int i = first; i < last; ++i) {
       const int vec = first_vec + i * blockDim.x;
-      if (vec < p.vecs_per_row && weight != nullptr) {
+      if (vec < p.vecs_per_row && (!kNarrow || weight != nullptr)) {
         load_weight<kNarrow>(weight_vec[i], weight, vec * kElems, p);
       }
     }
@@ -123,12 +125,13 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
       }
       // Two groups: the first half of the row is added while the second arrives.
       if (i == kVecs / 2 - 1 || i == kVecs - 1) commit_async_copies();
-    } else if (vec < p.vecs_per_row) {
-      x_vec[i] = load_vec<kNarrow, T, kElems>(x, vec * kElems, p.hidden_size, p.row_access_bytes);
-      if constexpr (kAdd) {
-        residual_vec[i] =
-            load_vec<kNarrow, T, kElems>(residual, vec * kElems, p.hidden_size, p.row_access_bytes);
-      }
+    } else {
+      const auto load = [&](const T* from) {
+        return load_vec<kNarrow, T, kElems>(from, vec * kElems, vec < p.vecs_per_row, p.hidden_size,
+                                            p.row_access_bytes);
+      };
+      x_vec[i] = load(x);
+      if constexpr (kAdd) residual_vec[i] = load(residual);
     }
   }
   if constexpr (kWeightsWithRow) load_weights(0, kVecs);
@@ -138,14 +141,15 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
       prefetch_to_l2(residual_of_cta + p.residual_ahead, p.residual_request_bytes);
     }
   }
-  if (!p.trigger_early) launch_dependent_grid();
+  if (p.trigger_after_loads) launch_dependent_grid();
 
-  const int lane = threadIdx.x % 32;
-  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % kWarp;
+  const int warp = threadIdx.x / kWarp;
   const int first_chunk = rank * kVecs * warps + warp;
   if constexpr (!kCluster) clear_unused_slots();
-  T* const out = static_cast<T*>(p.out) + offset(row, p.out_stride);
-  T* const residual_out = static_cast<T*>(p.residual_out) + offset(row, p.residual_out_stride);
+  T* const out = reinterpret_cast<T*>(p.out_pitch.row_of(static_cast<char*>(p.out), row));
+  T* const residual_out =
+      reinterpret_cast<T*>(p.residual_out_pitch.row_of(static_cast<char*>(p.residual_out), row));
 
   // Add, keep the sum unrounded, store it rounded. A staged row is added once for each pass.
   float h_of[kHeld][kElems];
@@ -159,6 +163,12 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
     x_vec[held].unpack(h_of[held]);
     if constexpr (kAdd) add_residual(h_of[held], residual_vec[held]);
   };
+  const auto store_rounded = [&](T* to, const float (&h)[kElems], int vec) {
+    Vec<T, kElems> rounded;
+    rounded.pack(h);
+    store_vec<kNarrow>(to, rounded, vec * kElems, vec < p.vecs_per_row, p.hidden_size,
+                       p.row_access_bytes);
+  };
   float sums[kVecs];
 #pragma unroll
   for (int i = 0; i < kVecs; ++i) {
@@ -166,21 +176,17 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
     if (kStaged && i == kVecs / 2) wait_for_async_copies<0>();
     add(i);
     const float (&h)[kElems] = h_of[kStaged ? 0 : i];
-    if constexpr (kAdd) {
-      const int vec = first_vec + i * blockDim.x;
-      if (vec < p.vecs_per_row) {
-        Vec<T, kElems> rounded;
-        rounded.pack(h);
-        store_vec<kNarrow>(residual_out, rounded, vec * kElems, p.hidden_size, p.row_access_bytes);
-      }
-    }
+    if constexpr (kAdd) store_rounded(residual_out, h, first_vec + i * blockDim.x);
     sums[i] = sum_squares(h);
   }
 
   // Sum: each warp publishes its chunks' sums, and every thread adds those of the whole row.
-  float total = warp_chunk_sums(sums, lane);
+  float total = warp_chunk_sums(sums, lane, log2_lanes);
   if constexpr (kCluster) {
     cluster_sums_push<kVecs>(chunk_sums, total, first_chunk, warps, p.ctas_per_row, lane);
+  } else if constexpr (kParts) {
+    const int lanes = 1 << log2_lanes;
+    if (warps > 1 && threadIdx.x % lanes == 0) chunk_sums[threadIdx.x >> log2_lanes] = total;
   } else if (warps > 1 && lane < kVecs) {
     chunk_sums[first_chunk + lane * warps] = total;
   }
@@ -188,10 +194,12 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
   if (kCluster || warps > 1) {
     if constexpr (kCluster) {
       cluster_sums_wait();
-    } else {
+    } else if constexpr (kSeveralRows) {
       row_barrier(row_in_cta, blockDim.x);
+    } else {
+      __syncthreads();
     }
-    total = total_of_chunks<(kVecs <= 2)>(chunk_sums, chunks_per_row, lane);
+    total = total_of_chunks<(kVecs <= 2), kLongestRun>(chunk_sums, sums_of_row, lane);
   } else {
 #pragma unroll
     for (int bit = 1; bit < kVecs; bit *= 2) total = add_across(total, bit);
@@ -202,14 +210,12 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
 #pragma unroll
   for (int i = 0; i < kVecs; ++i) {
     const int vec = first_vec + i * blockDim.x;
-    if (vec >= p.vecs_per_row) continue;
+    if (kVecs > 2 && vec >= p.vecs_per_row) continue;
     if (i >= kEarlyWeights) load_weights(i, i + 1);
     if constexpr (kStaged) add(i);
     float (&h)[kElems] = h_of[kStaged ? 0 : i];
-    normalize(h, rstd, weight_vec[i], p);
-    Vec<T, kElems> rounded;
-    rounded.pack(h);
-    store_vec<kNarrow>(out, rounded, vec * kElems, p.hidden_size, p.row_access_bytes);
+    normalize<kNarrow>(h, rstd, weight_vec[i], p);
+    store_rounded(out, h, vec);
   }
 }
 

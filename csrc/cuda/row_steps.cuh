@@ -12,18 +12,37 @@
 
 namespace hp_norm {
 
+// The bytes from row to row. Where 32 bits are enough they are loaded as 32: masked out of 64 they
+// would be multiplied as 64, which is four instructions instead of one.
+struct Pitch {
+  uint32_t low;
+  uint32_t high;
+
+  static Pitch of(int64_t bytes) {
+    return {static_cast<uint32_t>(bytes), static_cast<uint32_t>(bytes >> 32)};
+  }
+  template <typename Byte>
+  __device__ __forceinline__ Byte* row_of(Byte* tensor, uint32_t row) const {
+    return tensor + static_cast<uint64_t>(row) * low;
+  }
+  template <typename Byte>
+  __device__ __forceinline__ Byte* row_of(Byte* tensor, int64_t row) const {
+    return tensor + row * static_cast<int64_t>(static_cast<uint64_t>(high) << 32 | low);
+  }
+};
+
 struct NormParams {
-  const void* x;         // [num_tokens, hidden_size], row stride x_stride
-  const void* residual;  // [num_tokens, hidden_size], row stride residual_stride
-  const void* weight;    // [hidden_size], or null
-  void* out;             // [num_tokens, hidden_size], row stride out_stride
-  void* residual_out;    // [num_tokens, hidden_size], row stride residual_out_stride
-  int64_t x_stride;      // strides count elements
-  int64_t residual_stride;
-  int64_t out_stride;
-  int64_t residual_out_stride;
+  const void* x;         // [num_tokens, hidden_size], a row every x_pitch bytes
+  const void* residual;  // [num_tokens, hidden_size]
+  const void* weight;    // [hidden_size], or null (narrow and re-reading kernels only)
+  void* out;             // [num_tokens, hidden_size]
+  void* residual_out;    // [num_tokens, hidden_size]
+  Pitch x_pitch;
+  Pitch residual_pitch;
+  Pitch out_pitch;
+  Pitch residual_out_pitch;
   int64_t num_tokens;
-  int64_t x_ahead;         // how many elements ahead a CTA asks L2 for x
+  int64_t x_ahead;         // how many bytes ahead a CTA asks L2 for x
   int64_t residual_ahead;  // and for the residual
   int32_t hidden_size;
   int32_t vecs_per_row;
@@ -38,8 +57,10 @@ struct NormParams {
   uint32_t residual_request_bytes;  // where rows are not contiguous
   uint32_t groups_with_ahead;       // so many CTAs or clusters, the first, ask for rows ahead
   uint32_t first_wave_groups;  // and so many for their residual, and the weight, before the wait
-  bool round_before_weight;
-  bool trigger_early;
+  bool round_before_weight;    // narrow and re-reading kernels only
+  bool trigger_at_start;       // launch_dependents before griddepcontrol.wait
+  bool trigger_early;          // or between the wait and the loads
+  bool trigger_after_loads;    // or behind them; neither: when the CTAs end
 };
 
 // Programmatic dependent launch: nothing is read or written before the wait, the weight included
@@ -58,32 +79,35 @@ __device__ __forceinline__ void launch_dependent_grid() {
 // Has the addresses of the loads computed before the wait, where they cost no time: ptxas would
 // otherwise sink them behind it (H200, 2026-11-24: 5 % of a decode call). A trap that depends on
 // them cannot sink, and is never taken: rows are aligned to their elements.
-__device__ __forceinline__ void settle(const void* a, const void* b) {
+__device__ __forceinline__ void settle(const void* a, const void* b, const void* c) {
   const auto low =
-      static_cast<uint32_t>(reinterpret_cast<uint64_t>(a) | reinterpret_cast<uint64_t>(b));
+      static_cast<uint32_t>(reinterpret_cast<uint64_t>(a) | reinterpret_cast<uint64_t>(b) |
+                            reinterpret_cast<uint64_t>(c));
   asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, %0, 1;\n@p trap;\n}" ::"r"(low) : "memory");
 }
 
-// A vector of kElems elements starting at `element` of a row or of the weight.
+// A vector of kElems elements starting at `element` of a row; zeros where it is not `valid`.
 template <bool kNarrow, typename T, int kElems>
-__device__ __forceinline__ Vec<T, kElems> load_vec(const T* row, int element, int hidden_size,
-                                                   int access_bytes) {
+__device__ __forceinline__ Vec<T, kElems> load_vec(const T* row, int element, bool valid,
+                                                   int hidden_size, int access_bytes) {
   Vec<T, kElems> vec;
   if constexpr (kNarrow) {
-    load_narrow(vec.words, row + element, (hidden_size - element) * int(sizeof(T)), access_bytes);
+    const int valid_bytes = valid ? (hidden_size - element) * int(sizeof(T)) : 0;
+    load_narrow(vec.words, row + element, valid_bytes, access_bytes);
   } else {
-    load_wide(vec.words, row + element);
+    load_wide(vec.words, row + element, valid);
   }
   return vec;
 }
 
 template <bool kNarrow, typename T, int kElems>
 __device__ __forceinline__ void store_vec(T* row, const Vec<T, kElems>& vec, int element,
-                                          int hidden_size, int access_bytes) {
+                                          bool valid, int hidden_size, int access_bytes) {
   if constexpr (kNarrow) {
-    store_narrow(row + element, vec.words, (hidden_size - element) * int(sizeof(T)), access_bytes);
+    const int valid_bytes = valid ? (hidden_size - element) * int(sizeof(T)) : 0;
+    store_narrow(row + element, vec.words, valid_bytes, access_bytes);
   } else {
-    store_wide(row + element, vec.words);
+    store_wide(row + element, vec.words, valid);
   }
 }
 
@@ -115,44 +139,42 @@ __device__ __forceinline__ void add_residual(float (&h)[kElems], const Vec<T, kE
   for (int i = 0; i < kElems; ++i) h[i] = __fadd_rn(h[i], values[i]);
 }
 
-// Steps 3 and 4: h becomes y, not yet rounded to the output's dtype.
-template <typename W, int kElems>
+// Steps 3 and 4: h becomes y, not yet rounded to the output's dtype. kAllOptions: there may be no
+// weight, and the rounding may come before it; elsewhere the code for that would only be in the
+// way.
+template <bool kAllOptions, typename W, int kElems>
 __device__ __forceinline__ void normalize(float (&h)[kElems], float rstd,
                                           const Vec<W, kElems>& weight, const NormParams& p) {
 #pragma unroll
   for (int i = 0; i < kElems; ++i) h[i] = __fmul_rn(h[i], rstd);
-  if (p.weight == nullptr) return;
+  if (kAllOptions && p.weight == nullptr) return;
   float factor[kElems];
   weight.unpack(factor);
 #pragma unroll
   for (int i = 0; i < kElems; ++i) factor[i] = __fadd_rn(p.weight_offset, factor[i]);
-  if (p.round_before_weight) [[unlikely]] {
+  const bool round_before = kAllOptions && p.round_before_weight;
+  if (round_before) {
     round_to<W>(h);
     round_to<W>(factor);
   }
 #pragma unroll
   for (int i = 0; i < kElems; ++i) h[i] = __fmul_rn(h[i], factor[i]);
-  if (p.round_before_weight) [[unlikely]]
-    round_to<W>(h);
+  if (round_before) round_to<W>(h);
 }
 
 // 1 / sqrt(x), correctly rounded: the approximation, and one third-order correction from its exact
 // residual 1 - x * y * y. tests/gpu/rsqrt.cu compares all positive floats with __frsqrt_rn, which
-// is 20 ns slower (H200, 2026-11-22).
+// is 20 ns slower (H200, 2026-11-22). Zero, infinity and NaN have no residual; the approximation is
+// exact there.
 __device__ __forceinline__ float correct_rsqrt(float x) {
   float y;
-  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  asm("rsqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   const float xy = __fmul_rn(x, y);
   const float xy_low = __fmaf_rn(x, y, -xy);
   const float r = __fmaf_rn(-xy_low, y, __fmaf_rn(-xy, y, 1.0f));
   const float correction = __fmaf_rn(__fmul_rn(0.375f, r), r, __fmul_rn(0.5f, r));
-  y = __fmaf_rn(correction, y, y);
-  constexpr float kSmallestNormal = 1.17549435e-38f;
   constexpr float kLargest = 3.40282347e+38f;
-  const bool usual = x >= kSmallestNormal && x <= kLargest;
-  if (!usual) [[unlikely]]
-    return __frsqrt_rn(x);
-  return y;
+  return x > 0.0f && x <= kLargest ? __fmaf_rn(correction, y, y) : y;
 }
 
 __device__ __forceinline__ float reciprocal_std(float sum_of_squares, const NormParams& p) {

@@ -94,66 +94,90 @@ __device__ __forceinline__ void round_to(float (&values)[kElems]) {
 }
 
 // Row data is read and written once, so it passes by L1. `volatile` keeps the loads behind
-// griddepcontrol.wait.
-__device__ __forceinline__ void load_16_bytes(uint32_t* w, const void* from) {
-  asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-               : "l"(from)
-               : "memory");
+// griddepcontrol.wait. What is not `valid` is not read and is zero: a predicate, so that the kernel
+// has no branch here.
+__device__ __forceinline__ void load_16_bytes(uint32_t* w, const void* from, bool valid) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.u32 p, %5, 0;\n"
+      "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
+      "@p ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+      "}"
+      : "=&r"(w[0]), "=&r"(w[1]), "=&r"(w[2]), "=&r"(w[3])
+      : "l"(from), "r"(static_cast<uint32_t>(valid))
+      : "memory");
 }
 
-__device__ __forceinline__ void store_16_bytes(void* to, const uint32_t* w) {
-  asm volatile("st.global.L1::no_allocate.v4.b32 [%0], {%1, %2, %3, %4};"
-               :
-               : "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
-               : "memory");
+__device__ __forceinline__ void store_16_bytes(void* to, const uint32_t* w, bool valid) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.u32 p, %5, 0;\n"
+      "@p st.global.L1::no_allocate.v4.b32 [%0], {%1, %2, %3, %4};\n"
+      "}"
+      :
+      : "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(static_cast<uint32_t>(valid))
+      : "memory");
 }
 
 // 32 bytes in one access from sm_100 on. Before that two of 16, so that the 32-byte path runs, and
 // is tested, on GPUs without 256-bit accesses.
-__device__ __forceinline__ void load_32_bytes(uint32_t* w, const void* from) {
+__device__ __forceinline__ void load_32_bytes(uint32_t* w, const void* from, bool valid) {
 #if __CUDA_ARCH__ >= 1000
-  asm volatile("ld.global.L1::no_allocate.v8.b32 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8];"
-               : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3]), "=r"(w[4]), "=r"(w[5]), "=r"(w[6]),
-                 "=r"(w[7])
-               : "l"(from)
-               : "memory");
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.u32 p, %9, 0;\n"
+      "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
+      "mov.b32 %4, 0; mov.b32 %5, 0; mov.b32 %6, 0; mov.b32 %7, 0;\n"
+      "@p ld.global.L1::no_allocate.v8.b32 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8];\n"
+      "}"
+      : "=&r"(w[0]), "=&r"(w[1]), "=&r"(w[2]), "=&r"(w[3]), "=&r"(w[4]), "=&r"(w[5]), "=&r"(w[6]),
+        "=&r"(w[7])
+      : "l"(from), "r"(static_cast<uint32_t>(valid))
+      : "memory");
 #else
-  load_16_bytes(w, from);
-  load_16_bytes(w + 4, static_cast<const char*>(from) + 16);
+  load_16_bytes(w, from, valid);
+  load_16_bytes(w + 4, static_cast<const char*>(from) + 16, valid);
 #endif
 }
 
-__device__ __forceinline__ void store_32_bytes(void* to, const uint32_t* w) {
+__device__ __forceinline__ void store_32_bytes(void* to, const uint32_t* w, bool valid) {
 #if __CUDA_ARCH__ >= 1000
-  asm volatile("st.global.L1::no_allocate.v8.b32 [%0], {%1, %2, %3, %4, %5, %6, %7, %8};"
-               :
-               : "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(w[4]), "r"(w[5]),
-                 "r"(w[6]), "r"(w[7])
-               : "memory");
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.u32 p, %9, 0;\n"
+      "@p st.global.L1::no_allocate.v8.b32 [%0], {%1, %2, %3, %4, %5, %6, %7, %8};\n"
+      "}"
+      :
+      : "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(w[4]), "r"(w[5]), "r"(w[6]),
+        "r"(w[7]), "r"(static_cast<uint32_t>(valid))
+      : "memory");
 #else
-  store_16_bytes(to, w);
-  store_16_bytes(static_cast<char*>(to) + 16, w + 4);
+  store_16_bytes(to, w, valid);
+  store_16_bytes(static_cast<char*>(to) + 16, w + 4, valid);
 #endif
 }
 
 template <int kWords>
-__device__ __forceinline__ void load_wide(uint32_t (&words)[kWords], const void* from) {
+__device__ __forceinline__ void load_wide(uint32_t (&words)[kWords], const void* from, bool valid) {
   static_assert(kWords == 4 || kWords == 8, "a vector is 16 or 32 bytes");
   if constexpr (kWords == 8) {
-    load_32_bytes(words, from);
+    load_32_bytes(words, from, valid);
   } else {
-    load_16_bytes(words, from);
+    load_16_bytes(words, from, valid);
   }
 }
 
 template <int kWords>
-__device__ __forceinline__ void store_wide(void* to, const uint32_t (&words)[kWords]) {
+__device__ __forceinline__ void store_wide(void* to, const uint32_t (&words)[kWords], bool valid) {
   static_assert(kWords == 4 || kWords == 8, "a vector is 16 or 32 bytes");
   if constexpr (kWords == 8) {
-    store_32_bytes(to, words);
+    store_32_bytes(to, words, valid);
   } else {
-    store_16_bytes(to, words);
+    store_16_bytes(to, words, valid);
   }
 }
 

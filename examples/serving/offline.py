@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from serving.models import Model
 
 OFF = "off"
 ON = "on"
-CONTROL = "control"  # a second engine with the plugin off: what two equal engines differ by
+CONTROL = "control"  # a second engine with the plugin off, compiled anew: what equal ones differ by
 ENGINE_TIMEOUT = 900.0
 
 
@@ -202,7 +203,10 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
         progress = stack.enter_context(progress_bar())
         plans = {OFF: {"HP_NORM_PLUGIN": "0"}, ON: {"HP_NORM_PLUGIN": args.plugin}}
         if args.control:
-            plans[CONTROL] = plans[OFF]
+            # Compiled anew: two engines of one compile cache share the choices of its autotuning,
+            # and what compiling once more differs by would not show.
+            cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="hp_norm_control_"))
+            plans[CONTROL] = {**plans[OFF], "VLLM_CACHE_ROOT": cache}
             args.memory = min(args.memory, 0.9 / len(plans))
         engines = start(stack, model, args, progress, plans)
         state = {}

@@ -18,7 +18,8 @@ for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for config in rules.candidates(hidden_size, dtype, rules.sm_of("cuda")):
             paths = [name for name in config.option_names() if name in rules.PATHS]
             any_access = "narrow" in paths or "reread" in paths
-            kernel = (config.vec_bytes, config.vecs_per_thread, config.ctas_per_row > 1, *paths)
+            rows, ctas = config.rows_per_cta > 1, config.ctas_per_row > 1
+            kernel = (config.vec_bytes, config.vecs_per_thread, rows, ctas, *paths)
             if kernel in seen or (offset and not any_access):
                 continue
             seen.add(kernel)
