@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,17 @@ def find_nvcc() -> str | None:
     return next((str(path) for path in candidates if path.is_file()), None)
 
 
+def with_includes(source: Path) -> list[Path]:
+    """The source and all that it includes by quoted name, in a fixed order."""
+    found = [source]
+    for path in found:  # grows on the way
+        for name in re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE):
+            included = (path.parent / name).resolve()
+            if included not in found:
+                found.append(included)
+    return found
+
+
 class BuildLibraries(build_ext):
     """Compiles csrc/ into hp_norm_plugin/lib of the build folder, or of the tree when in place."""
 
@@ -86,16 +98,15 @@ class BuildLibraries(build_ext):
         (self.lib / "build_info.json").write_text(json.dumps(info, indent=1) + "\n")
 
     def compile(self, command: list[str], source: Path, target: Path) -> None:
-        """Run one compilation, unless command, source and every header are as they were."""
-        command = [*command, "-c", str(source), "-o", str(target)]
+        """Run one compilation, unless command, source and its headers are as they were."""
         stamp = target.with_suffix(".key")
-        key = hashlib.sha256(" ".join(command).encode())
-        for path in sorted(p for p in CSRC.rglob("*") if p.is_file()):
-            if path == source or path.suffix not in (".cpp", ".cu"):
-                key.update(path.read_bytes())
+        # The source's path within the tree: the objects are as good in a copy of the tree.
+        key = hashlib.sha256(" ".join([*command, str(source.relative_to(ROOT))]).encode())
+        for path in with_includes(source):
+            key.update(path.read_bytes())
         if target.is_file() and stamp.is_file() and stamp.read_text() == key.hexdigest():
             return
-        run(command)
+        run([*command, "-c", str(source), "-o", str(target)])
         stamp.write_text(key.hexdigest())
 
     def cpu_jobs(self) -> list[tuple[list[str], Path, Path]]:
