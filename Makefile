@@ -9,7 +9,7 @@ HAS_GPU := $(shell nvidia-smi > /dev/null 2>&1 && echo yes)
 SOURCES := $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-gpu test-matrix bench bench-report bench-check lint format wheel clean
+.PHONY: demo test test-gpu test-matrix test-mutations bench bench-report bench-check lint format wheel clean
 
 demo: $(VENV)/.built
 	$(PY) examples/serve_llama.py $(ARGS)
@@ -22,6 +22,10 @@ test-gpu: $(VENV)/.built
 
 test-matrix: $(VENV)/.built
 	$(PY) -m tests.vllm.matrix $(ARGS)
+
+test-mutations: $(VENV)/.built
+	$(PY) -m tests.gpu.mutations build build/mutations $(if $(HAS_GPU),,--device cpu) $(ARGS)
+	$(PY) -m tests.gpu.mutations run build/mutations $(if $(HAS_GPU),,--device cpu) $(ARGS)
 
 bench: $(VENV)/.peers
 	$(PY) -m benchmarks.run $(if $(HAS_GPU),,--device cpu --compile-seconds 0) $(ARGS)

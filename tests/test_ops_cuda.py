@@ -103,6 +103,31 @@ def test_a_long_chain_of_dependent_launches():
     assert_same_bits(state[2], weight)
 
 
+@pytest.mark.parametrize("hidden_size", [1024, 4096])
+def test_norms_with_nothing_between_them(hidden_size):
+    """Every call starts while the one before runs, and works in place on what that one writes."""
+    case = make_case(64, hidden_size, torch.float32, eps=1e-3)
+    first = case.to("cuda")
+    state = case.to("cuda")
+
+    def chain(c):
+        for _ in range(60):
+            hp.fused_add_rms_norm_(c.x, c.residual, c.weight, c.eps)
+
+    chain(state)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        chain(state)
+    chain(case)
+    for _ in range(3):
+        state.x.copy_(first.x)
+        state.residual.copy_(first.residual)
+        graph.replay()
+        assert_same_bits(state.x, case.x, "x")
+        assert_same_bits(state.residual, case.residual, "residual")
+
+
 def test_more_elements_than_32_bits_count():
     num_tokens, hidden_size = (1 << 31) // 4096 + 5, 4096
     needed = 3 * 2 * num_tokens * hidden_size
@@ -123,12 +148,13 @@ def test_more_elements_than_32_bits_count():
     assert not x[4:-4].any()
 
 
-@pytest.mark.parametrize("bits", [31, 32])
+@pytest.mark.parametrize("bits", [30, 31, 32])
 def test_a_row_stride_beyond_32_bits(bits):
-    """32 bits count the first, in 64-bit products; the second goes to the narrow kernel."""
+    """32 bits count the bytes of the first and the elements of the second, not those of two rows;
+    the third goes to the narrow kernel."""
     stride = (1 << bits) + 64
     if torch.cuda.mem_get_info()[0] < 2 * 3 * stride + (1 << 30):
-        pytest.skip("needs 14 or 27 GiB of free GPU memory")
+        pytest.skip("needs 8, 14 or 27 GiB of free GPU memory")
     case = make_case(3, 512, torch.float16)
     buffer = torch.zeros(2 * stride + 512, dtype=torch.float16, device="cuda")
     x = buffer.as_strided((3, 512), (stride, 1))

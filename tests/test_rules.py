@@ -131,6 +131,21 @@ def test_every_configuration_gives_the_same_bits(dtype, hidden_size):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("hidden_size", [64, 1000, 4096])
+def test_no_configuration_touches_what_follows_the_last_row(hidden_size):
+    """Seven rows: where CTAs take 2, 4 or 8 of them, the last CTA is not full."""
+    case = make_case(7, hidden_size, torch.bfloat16).to("cuda")
+    found = rules.candidates(hidden_size, torch.bfloat16, rules.sm_of("cuda"))
+    assert {config.rows_per_cta for config in found} >= {1, 2}
+    for config in found:
+        x, residual = torch.full((2, 15, hidden_size), 7.0, dtype=torch.bfloat16, device="cuda")
+        x[:7], residual[:7] = case.x, case.residual
+        with rules.forced(config):
+            hp.fused_add_rms_norm_(x[:7], residual[:7], case.weight, case.eps)
+        assert (x[7:] == 7).all() and (residual[7:] == 7).all(), config
+
+
+@pytest.mark.gpu
 def test_a_forced_configuration_that_cannot_hold_the_row_is_refused():
     x = torch.ones(2, 16384, dtype=torch.bfloat16, device="cuda")
     with (
