@@ -69,6 +69,8 @@ MUTATIONS = (
              "h[i] = __fadd_rn(h[i], values[i]);\n  round_to<T>(h);", f"{SIZES}[cuda-dtype0-4096]"),
     # Waits.
     mutation("no-row-barrier", "cuda/rms_norm.cuh", "row_barrier(row_in_cta, blockDim.x);", "",
+             f"{CONFIGS}[4096-dtype0]"),
+    mutation("no-cta-barrier", "cuda/rms_norm.cuh", "__syncthreads();", "",
              f"{CONFIGS}[4096-dtype0]", f"{BATCHES}[cuda-16384-dtype0]"),
     mutation("no-reread-barrier", "cuda/reread.cuh", "__syncthreads();", "",
              f"{CONFIGS}[65536-dtype0]"),
@@ -96,8 +98,8 @@ MUTATIONS = (
     mutation("no-eps", "cuda/rms_norm.cu", "p.eps = call.eps;", "p.eps = 0.0f;",
              f"{EPS}[cuda-1.0-dtype0]"),
     # Addresses.
-    mutation("32-bit-offset", "cuda/rms_norm.cuh", "static_cast<int64_t>(of_row) *", "of_row *",
-             f"{STRIDES}[30]", f"{STRIDES}[31]"),
+    mutation("32-bit-offset", "cuda/row_steps.cuh", "static_cast<uint64_t>(row) * low",
+             "row * low", f"{STRIDES}[30]"),
     mutation("32-bit-narrow-offset", "cuda/rms_norm.cuh",
              "std::conditional_t<kNarrow, int64_t, uint32_t>", "uint32_t", f"{STRIDES}[32]"),
     mutation("wide-kernel-for-any-stride", "cuda/rms_norm.cu", "counts && alignment.weight >= 16",
