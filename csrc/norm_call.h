@@ -6,20 +6,15 @@
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
-#include <string>
-#include <tuple>
 #include <vector>
 
 #include "tensor_checks.h"
 
 namespace hp_norm {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // What the kernels need to know, and nothing of torch's own types but the dtype.
 struct NormCall {
@@ -42,100 +37,109 @@ struct NormCall {
   int32_t device_index;
 };
 
-// A new contiguous tensor like x. Asks the allocator without a detour over the dispatcher, which
-// takes longer than to normalise a row on a CPU.
-inline Tensor new_like(const Tensor& x) {
-  const auto sizes = x.sizes();
-  std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0;) {
-    strides[d] = stride;
-    stride *= sizes[d] > 0 ? sizes[d] : 1;
+enum class Op { kPlain, kFused, kInPlace };
+
+constexpr const char* name_of(Op op) {
+  switch (op) {
+    case Op::kPlain: return "rms_norm";
+    case Op::kFused: return "fused_add_rms_norm";
+    default: return "fused_add_rms_norm_";
   }
-  AtenTensorHandle handle = nullptr;
-  int32_t dtype = 0, device_type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      x.dim(), sizes.data(), strides.data(), dtype, device_type, x.get_device_index(), &handle));
-  return Tensor(handle);
 }
 
+struct DeleteTensor {
+  void operator()(AtenTensorHandle tensor) const { aoti_torch_delete_tensor_object(tensor); }
+};
+using OwnedTensor = std::unique_ptr<AtenTensorOpaque, DeleteTensor>;
+
+// A new contiguous tensor like x. Asks the allocator without a detour over the dispatcher, which
+// takes longer than to normalise a row on a CPU.
+inline OwnedTensor new_like(const TensorView& x) {
+  std::vector<int64_t> strides(x.sizes.size());
+  int64_t stride = 1;
+  for (size_t d = x.sizes.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= x.sizes[d] > 0 ? x.sizes[d] : 1;
+  }
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      x.dim(), x.sizes.data(), strides.data(), x.dtype, x.device_type, x.device_index, &handle));
+  return OwnedTensor(handle);
+}
+
+// The kernels as torch calls them, on a stack of its values: TORCH_BOX would make three shared
+// pointers and an optional of what is only looked at, which costs a tenth of a call.
 template <void (*run)(const NormCall&)>
 struct OpEntries {
-  static NormCall checked(const char* op, const Tensor& x, const Tensor* residual,
-                          const std::optional<Tensor>& weight, double eps, double weight_offset,
-                          bool round_before_weight) {
-    const Rows x_rows = check_x(op, x);
+  template <Op kOp>
+  static void entry(StableIValue* stack, uint64_t, uint64_t) {
+    using torch::stable::detail::to;
+    constexpr const char* op = name_of(kOp);
+    constexpr bool adds = kOp != Op::kPlain, in_place = kOp == Op::kInPlace;
+
+    // The inputs are ours to delete, whatever happens.
+    StableIValue* input = stack;
+    const OwnedTensor x_owned(to<AtenTensorHandle>(*input++));
+    const OwnedTensor residual_owned(adds ? to<AtenTensorHandle>(*input++) : nullptr);
+    const OwnedTensor weight_owned(to<std::optional<AtenTensorHandle>>(*input++).value_or(nullptr));
+    const double eps = to<double>(*input++);
+    const double weight_offset = to<double>(*input++);
+    const bool round_before_weight = to<bool>(*input++);
+
     NormCall call{};
-    if (residual != nullptr) {
-      const Rows residual_rows = check_residual(op, *residual, x);
-      call.residual = residual_rows.data;
-      call.residual_stride = residual_rows.row_stride;
-    }
-    check_weight(op, weight, x);
-    check_scalars(op, eps, weight_offset, weight.has_value());
+    const TensorView x = view_of(x_owned.get(), in_place);
+    const Rows x_rows = check_x(op, x);
     call.x = x_rows.data;
     call.x_stride = x_rows.row_stride;
     call.num_tokens = x_rows.num_tokens;
     call.hidden_size = x_rows.hidden_size;
-    call.weight = weight.has_value() ? weight->const_data_ptr() : nullptr;
-    call.weight_is_float32 = weight.has_value() && weight->scalar_type() == ScalarType::Float;
+    Rows residual_rows{};
+    if constexpr (adds) {
+      residual_rows = check_residual(op, view_of(residual_owned.get(), in_place), x);
+      call.residual = residual_rows.data;
+      call.residual_stride = residual_rows.row_stride;
+    }
+    if (weight_owned != nullptr) {
+      const TensorView weight = view_of(weight_owned.get(), false);
+      check_weight(op, weight, x);
+      call.weight = weight.data;
+      call.weight_is_float32 = weight.dtype == aoti_torch_dtype_float32();
+    }
+    check_scalars(op, eps, weight_offset, weight_owned != nullptr);
     call.eps = static_cast<float>(eps);
     call.weight_offset = static_cast<float>(weight_offset);
     call.round_before_weight = round_before_weight;
-    call.dtype = x.scalar_type();
-    call.device_index = x.get_device_index();
-    return call;
-  }
+    call.dtype = *kernel_dtype(x.dtype);
+    call.device_index = x.device_index;
 
-  static Tensor rms_norm(const Tensor& x, const std::optional<Tensor>& weight, double eps,
-                         double weight_offset, bool round_before_weight) {
-    NormCall call =
-        checked("rms_norm", x, nullptr, weight, eps, weight_offset, round_before_weight);
-    Tensor out = new_like(x);
-    call.out = out.mutable_data_ptr();
-    call.out_stride = call.hidden_size;
-    if (call.num_tokens > 0) run(call);
-    return out;
-  }
-
-  static std::tuple<Tensor, Tensor> fused_add_rms_norm(const Tensor& x, const Tensor& residual,
-                                                       const std::optional<Tensor>& weight,
-                                                       double eps, double weight_offset,
-                                                       bool round_before_weight) {
-    NormCall call = checked("fused_add_rms_norm", x, &residual, weight, eps, weight_offset,
-                            round_before_weight);
-    Tensor out = new_like(x);
-    Tensor residual_out = new_like(x);
-    call.out = out.mutable_data_ptr();
-    call.out_stride = call.hidden_size;
-    call.residual_out = residual_out.mutable_data_ptr();
-    call.residual_out_stride = call.hidden_size;
-    if (call.num_tokens > 0) run(call);
-    return {out, residual_out};
-  }
-
-  static void fused_add_rms_norm_(const Tensor& x, const Tensor& residual,
-                                  const std::optional<Tensor>& weight, double eps,
-                                  double weight_offset, bool round_before_weight) {
-    NormCall call = checked("fused_add_rms_norm_", x, &residual, weight, eps, weight_offset,
-                            round_before_weight);
-    check_no_overlap("fused_add_rms_norm_",
-                     {call.x, call.num_tokens, call.hidden_size, call.x_stride},
-                     {call.residual, call.num_tokens, call.hidden_size, call.residual_stride},
-                     call.dtype == ScalarType::Float ? 4 : 2, weight);
-    call.out = x.mutable_data_ptr();
-    call.out_stride = call.x_stride;
-    call.residual_out = residual.mutable_data_ptr();
-    call.residual_out_stride = call.residual_stride;
-    if (call.num_tokens > 0) run(call);
+    if constexpr (in_place) {
+      const int64_t bytes = call.dtype == ScalarType::Float ? 4 : 2;
+      check_no_overlap(op, x_rows, residual_rows, bytes, call.weight,
+                       call.weight_is_float32 ? 4 : 2);
+      call.out = x_rows.data;
+      call.out_stride = x_rows.row_stride;
+      call.residual_out = residual_rows.data;
+      call.residual_out_stride = residual_rows.row_stride;
+      if (call.num_tokens > 0) run(call);
+    } else {
+      const auto output = [&](void*& data, int64_t& row_stride) {
+        OwnedTensor tensor = new_like(x);
+        STABLE_TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(tensor.get(), &data));
+        row_stride = call.hidden_size;
+        return tensor;
+      };
+      OwnedTensor out = output(call.out, call.out_stride), residual_out;
+      if constexpr (adds) residual_out = output(call.residual_out, call.residual_out_stride);
+      if (call.num_tokens > 0) run(call);
+      stack[0] = torch::stable::detail::from(out.release());
+      if constexpr (adds) stack[1] = torch::stable::detail::from(residual_out.release());
+    }
   }
 
   static void register_impls(torch::stable::detail::StableLibrary& library) {
-    library.impl("rms_norm", TORCH_BOX(&rms_norm));
-    library.impl("fused_add_rms_norm", TORCH_BOX(&fused_add_rms_norm));
-    library.impl("fused_add_rms_norm_", TORCH_BOX(&fused_add_rms_norm_));
+    library.impl(name_of(Op::kPlain), entry<Op::kPlain>);
+    library.impl(name_of(Op::kFused), entry<Op::kFused>);
+    library.impl(name_of(Op::kInPlace), entry<Op::kInPlace>);
   }
 };
 

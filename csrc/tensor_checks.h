@@ -4,7 +4,8 @@
 // equal.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
+#include <torch/csrc/stable/stableivalue_conversions.h>
+#include <torch/csrc/stable/tensor_struct.h>
 
 #include <cmath>
 #include <cstdint>
@@ -16,14 +17,47 @@
 namespace hp_norm {
 
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using Ints = torch::headeronly::IntHeaderOnlyArrayRef;
 
 inline constexpr int64_t kMaxHiddenSize = 65536;
 
+// A tensor with every fact asked of torch once: on a CPU a row is done in the time of some hundred
+// such questions.
+struct TensorView {
+  void* data;  // to be read only, unless the view was made to write
+  Ints sizes;
+  Ints strides;
+  int32_t dtype;  // as torch numbers it, like the device's type
+  int32_t device_type;
+  int32_t device_index;
+
+  int64_t dim() const { return static_cast<int64_t>(sizes.size()); }
+};
+
+inline TensorView view_of(AtenTensorHandle tensor, bool is_written) {
+  int64_t dim = 0, *sizes = nullptr, *strides = nullptr;
+  const void* data = nullptr;
+  void* written = nullptr;
+  int32_t dtype = 0, device_type = 0, device_index = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &dim));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor, &sizes));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &strides));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor, &device_index));
+  if (is_written) {
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(tensor, &written));
+  } else {
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(tensor, &data));
+    written = const_cast<void*>(data);
+  }
+  const size_t length = static_cast<size_t>(dim);
+  return {written, Ints(sizes, length), Ints(strides, length), dtype, device_type, device_index};
+}
+
 // A tensor whose leading dimensions are one dimension of rows.
 struct Rows {
-  const void* data;
+  void* data;
   int64_t num_tokens;
   int64_t hidden_size;
   int64_t row_stride;  // elements
@@ -35,8 +69,16 @@ struct Rows {
                            ", got " + value);
 }
 
-inline std::string dtype_name(ScalarType dtype) {
-  switch (dtype) {
+// The dtypes that the kernels know.
+inline std::optional<ScalarType> kernel_dtype(int32_t dtype) {
+  if (dtype == aoti_torch_dtype_bfloat16()) return ScalarType::BFloat16;
+  if (dtype == aoti_torch_dtype_float16()) return ScalarType::Half;
+  if (dtype == aoti_torch_dtype_float32()) return ScalarType::Float;
+  return std::nullopt;
+}
+
+inline std::string dtype_name(int32_t dtype) {
+  switch (torch::stable::detail::to<ScalarType>(torch::stable::detail::from(dtype))) {
     case ScalarType::BFloat16: return "bfloat16";
     case ScalarType::Half: return "float16";
     case ScalarType::Float: return "float32";
@@ -52,7 +94,7 @@ inline std::string dtype_name(ScalarType dtype) {
     case ScalarType::ComplexDouble: return "complex128";
     case ScalarType::Float8_e4m3fn: return "float8_e4m3fn";
     case ScalarType::Float8_e5m2: return "float8_e5m2";
-    default: return "dtype " + std::to_string(static_cast<int>(dtype));
+    default: return "dtype " + std::to_string(dtype);
   }
 }
 
@@ -81,15 +123,11 @@ inline bool same_values(const Ints& a, const Ints& b) {
   return true;
 }
 
-inline int32_t device_type(const Tensor& tensor) {
-  int32_t type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
-  return type;
-}
-
-inline std::string device_text(const Tensor& tensor) {
-  if (tensor.is_cpu()) return "cpu";
-  if (tensor.is_cuda()) return "cuda:" + std::to_string(tensor.get_device_index());
+inline std::string device_text(const TensorView& tensor) {
+  if (tensor.device_type == aoti_torch_device_type_cpu()) return "cpu";
+  if (tensor.device_type == aoti_torch_device_type_cuda()) {
+    return "cuda:" + std::to_string(tensor.device_index);
+  }
   return "another device";
 }
 
@@ -112,31 +150,29 @@ inline std::optional<int64_t> flat_row_stride(const Ints& sizes, const Ints& str
   return row_stride;
 }
 
-inline Rows check_rows(const char* op, const char* argument, const Tensor& tensor) {
-  const Ints sizes = tensor.sizes(), strides = tensor.strides();
-  const int64_t hidden_size = sizes[sizes.size() - 1];
-  const int64_t inner_stride = strides[sizes.size() - 1];
-  if (hidden_size > 1 && inner_stride != 1) {
-    refuse(op, argument, "inner stride must be 1", std::to_string(inner_stride));
+inline Rows check_rows(const char* op, const char* argument, const TensorView& tensor) {
+  const Ints &sizes = tensor.sizes, &strides = tensor.strides;
+  const int64_t last = tensor.dim() - 1, hidden_size = sizes[last];
+  if (hidden_size > 1 && strides[last] != 1) {
+    refuse(op, argument, "inner stride must be 1", std::to_string(strides[last]));
   }
-  const int64_t numel = tensor.numel();
-  const int64_t num_tokens = numel / hidden_size;
-  if (num_tokens == 0) return {tensor.data_ptr(), 0, hidden_size, hidden_size};
+  int64_t num_tokens = 1;
+  for (int64_t d = 0; d < last; ++d) num_tokens *= sizes[d];
+  if (num_tokens == 0) return {tensor.data, 0, hidden_size, hidden_size};
   const std::optional<int64_t> row_stride = flat_row_stride(sizes, strides);
   if (!row_stride.has_value()) {
     refuse(op, argument, "leading dimensions must flatten to rows without a copy",
            "shape " + list_text(sizes) + " with strides " + list_text(strides));
   }
-  return {tensor.data_ptr(), num_tokens, hidden_size, *row_stride};
+  return {tensor.data, num_tokens, hidden_size, *row_stride};
 }
 
-inline Rows check_x(const char* op, const Tensor& x) {
-  const ScalarType dtype = x.scalar_type();
-  if (dtype != ScalarType::BFloat16 && dtype != ScalarType::Half && dtype != ScalarType::Float) {
-    refuse(op, "x", "dtype must be bfloat16, float16 or float32", dtype_name(dtype));
+inline Rows check_x(const char* op, const TensorView& x) {
+  if (!kernel_dtype(x.dtype).has_value()) {
+    refuse(op, "x", "dtype must be bfloat16, float16 or float32", dtype_name(x.dtype));
   }
   if (x.dim() < 1) refuse(op, "x", "must have at least 1 dimension", std::to_string(x.dim()));
-  const int64_t hidden_size = x.size(x.dim() - 1);
+  const int64_t hidden_size = x.sizes[x.dim() - 1];
   if (hidden_size < 1 || hidden_size > kMaxHiddenSize) {
     refuse(op, "x", "hidden_size must be from 1 to " + std::to_string(kMaxHiddenSize),
            std::to_string(hidden_size));
@@ -144,41 +180,39 @@ inline Rows check_x(const char* op, const Tensor& x) {
   return check_rows(op, "x", x);
 }
 
-inline void check_same_device(const char* op, const char* argument, const Tensor& tensor,
-                              const Tensor& x) {
-  if (device_type(tensor) != device_type(x) || tensor.get_device_index() != x.get_device_index()) {
+inline void check_same_device(const char* op, const char* argument, const TensorView& tensor,
+                              const TensorView& x) {
+  if (tensor.device_type != x.device_type || tensor.device_index != x.device_index) {
     refuse(op, argument, "device must be " + device_text(x) + " like x", device_text(tensor));
   }
 }
 
-inline Rows check_residual(const char* op, const Tensor& residual, const Tensor& x) {
+inline Rows check_residual(const char* op, const TensorView& residual, const TensorView& x) {
   check_same_device(op, "residual", residual, x);
-  if (residual.scalar_type() != x.scalar_type()) {
-    refuse(op, "residual", "dtype must be " + dtype_name(x.scalar_type()) + " like x",
-           dtype_name(residual.scalar_type()));
+  if (residual.dtype != x.dtype) {
+    refuse(op, "residual", "dtype must be " + dtype_name(x.dtype) + " like x",
+           dtype_name(residual.dtype));
   }
-  if (!same_values(residual.sizes(), x.sizes())) {
-    refuse(op, "residual", "shape must be " + list_text(x.sizes()) + " like x",
-           list_text(residual.sizes()));
+  if (!same_values(residual.sizes, x.sizes)) {
+    refuse(op, "residual", "shape must be " + list_text(x.sizes) + " like x",
+           list_text(residual.sizes));
   }
   return check_rows(op, "residual", residual);
 }
 
-inline void check_weight(const char* op, const std::optional<Tensor>& weight, const Tensor& x) {
-  if (!weight.has_value()) return;
-  check_same_device(op, "weight", *weight, x);
-  const ScalarType dtype = weight->scalar_type();
-  if (dtype != x.scalar_type() && dtype != ScalarType::Float) {
-    refuse(op, "weight", "dtype must be " + dtype_name(x.scalar_type()) + " like x or float32",
-           dtype_name(dtype));
+inline void check_weight(const char* op, const TensorView& weight, const TensorView& x) {
+  check_same_device(op, "weight", weight, x);
+  if (weight.dtype != x.dtype && weight.dtype != aoti_torch_dtype_float32()) {
+    refuse(op, "weight", "dtype must be " + dtype_name(x.dtype) + " like x or float32",
+           dtype_name(weight.dtype));
   }
-  const int64_t hidden_size = x.size(x.dim() - 1);
-  if (weight->dim() != 1 || weight->size(0) != hidden_size) {
+  const int64_t hidden_size = x.sizes[x.dim() - 1];
+  if (weight.dim() != 1 || weight.sizes[0] != hidden_size) {
     refuse(op, "weight", "shape must be [" + std::to_string(hidden_size) + "]",
-           list_text(weight->sizes()));
+           list_text(weight.sizes));
   }
-  if (hidden_size > 1 && weight->stride(0) != 1) {
-    refuse(op, "weight", "inner stride must be 1", std::to_string(weight->stride(0)));
+  if (hidden_size > 1 && weight.strides[0] != 1) {
+    refuse(op, "weight", "inner stride must be 1", std::to_string(weight.strides[0]));
   }
 }
 
@@ -212,9 +246,10 @@ inline bool may_overlap(const ByteRows& a, const ByteRows& b) {
   return true;
 }
 
-// In place: what is written may alias nothing else, itself included.
+// In place: what is written may alias nothing else, itself included. Of a weight that there is not,
+// the pointer is null.
 inline void check_no_overlap(const char* op, const Rows& x, const Rows& residual, int64_t bytes,
-                             const std::optional<Tensor>& weight) {
+                             const void* weight, int64_t weight_element_bytes) {
   const auto byte_rows = [&](const char* argument, const Rows& rows) {
     if (rows.num_tokens > 1 && rows.row_stride < rows.hidden_size) {
       refuse(op, argument, "rows must not overlap when written in place",
@@ -228,14 +263,12 @@ inline void check_no_overlap(const char* op, const Rows& x, const Rows& residual
   if (may_overlap(x_bytes, residual_bytes)) {
     refuse(op, "residual", "must not overlap x", "overlapping memory");
   }
-  if (!weight.has_value()) return;
-  const int64_t weight_bytes =
-      weight->numel() * (weight->scalar_type() == ScalarType::Float ? 4 : 2);
-  const ByteRows weight_rows{reinterpret_cast<int64_t>(weight->data_ptr()), weight_bytes,
-                             weight_bytes, 1};
+  if (weight == nullptr) return;
+  const int64_t weight_bytes = x.hidden_size * weight_element_bytes;
   for (const ByteRows& written : {x_bytes, residual_bytes}) {
     // A weight inside the gap between two rows would be odd but right; one row is one period.
-    if (may_overlap(written, {weight_rows.begin, weight_bytes, written.period, 1})) {
+    if (may_overlap(written,
+                    {reinterpret_cast<int64_t>(weight), weight_bytes, written.period, 1})) {
       refuse(op, "weight", "must not overlap x or residual", "overlapping memory");
     }
   }
