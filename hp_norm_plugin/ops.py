@@ -10,12 +10,14 @@ import ctypes
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.compiler import is_compiling
+from torch import Tensor, is_inference_mode_enabled
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from hp_norm_plugin import checks
 
@@ -180,17 +182,23 @@ def supports(
     return checks.problem(op + ("_" if in_place else ""), x, residual, weight, 0.0)
 
 
-def _run(
-    op: torch._ops.OpOverload, weight_offset: float, round_before_weight: bool, *arguments
-) -> Tensor | tuple[Tensor, Tensor] | None:
-    """Call an operator the shortest way: on a CPU a row takes 1 us, and each detour as long."""
+def _call_below_autograd(op: torch._ops.OpOverload, *arguments):
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
+
+
+def _way_to(
+    op: torch._ops.OpOverload, weight_offset: float, round_before_weight: bool
+) -> Callable[..., Any]:
+    """The shortest way to call an operator: on a CPU a row takes 1 us, and a detour as long."""
     if weight_offset != 0.0 or round_before_weight:
         options = {"weight_offset": weight_offset, "round_before_weight": round_before_weight}
-        return op(*arguments, **options)
-    if is_compiling() or torch.is_inference_mode_enabled() or torch.is_grad_enabled():
-        return op(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():  # without grad there is nothing to guard
-        return op(*arguments)
+        return functools.partial(op, **options)
+    if not is_dynamo_compiling() and is_inference_mode_enabled():
+        return op._op  # all that the overload's __call__ does; Dynamo knows the overload alone
+    if is_compiling() or torch.is_grad_enabled():
+        return op
+    return functools.partial(_call_below_autograd, op)  # without grad there is nothing to guard
 
 
 def rms_norm(
@@ -237,7 +245,7 @@ def rms_norm(
     Inference only. Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467.
 
     """
-    return _run(_RMS_NORM, weight_offset, round_before_weight, x, weight, eps)
+    return _way_to(_RMS_NORM, weight_offset, round_before_weight)(x, weight, eps)
 
 
 def fused_add_rms_norm(
@@ -274,7 +282,8 @@ def fused_add_rms_norm(
         `hp_norm::fused_add_rms_norm: argument: rule, got value`; nothing was computed then.
 
     """
-    return _run(_FUSED_ADD_RMS_NORM, weight_offset, round_before_weight, x, residual, weight, eps)
+    way = _way_to(_FUSED_ADD_RMS_NORM, weight_offset, round_before_weight)
+    return way(x, residual, weight, eps)
 
 
 def fused_add_rms_norm_(
@@ -302,7 +311,8 @@ def fused_add_rms_norm_(
         `hp_norm::fused_add_rms_norm_: argument: rule, got value`; nothing was written then.
 
     """
-    _run(_FUSED_ADD_RMS_NORM_IN_PLACE, weight_offset, round_before_weight, x, residual, weight, eps)
+    way = _way_to(_FUSED_ADD_RMS_NORM_IN_PLACE, weight_offset, round_before_weight)
+    way(x, residual, weight, eps)
 
 
 load_libraries()
