@@ -10,6 +10,7 @@
 #include "row_kernel.h"
 
 #include <cmath>
+#include <cstring>
 
 #include "vectors.h"
 
@@ -83,8 +84,52 @@ float sum_of_squares(const Input<T, kAdd>& input, int64_t hidden_size) {
   }
 }
 
-template <typename T, typename W, bool kAdd, Weight kWeight>
-void norm_row(const NormCall& call, int64_t row, float inverse_size) {
+// What a normalised element is multiplied by.
+template <typename T, typename W, Weight kWeight>
+struct Factors {
+  using G = typename GroupOf<T>::type;
+  const W* weight;
+  float weight_offset;
+
+  HP_NORM_INLINE G load_group(int64_t i) const {
+    G factors{};
+    if constexpr (kWeight != Weight::kNone) load(factors, weight + i);
+    return finished(factors);
+  }
+
+  HP_NORM_INLINE G load_group(int64_t i, int64_t count) const {
+    G factors{};
+    if constexpr (kWeight != Weight::kNone) load_some(factors, weight + i, count);
+    return finished(factors);
+  }
+
+  HP_NORM_INLINE G finished(G factors) const {
+    for (Floats& part : factors.part) {
+      part += weight_offset;
+      if constexpr (kWeight == Weight::kRounded) part = round_to<W>(part);
+    }
+    return factors;
+  }
+};
+
+// The same factors, computed once for many rows. They lie in the order of groups.
+template <typename T>
+struct ReadyFactors {
+  using G = typename GroupOf<T>::type;
+  const float* factors;
+
+  HP_NORM_INLINE G load_group(int64_t i) const {
+    G group;
+    for (int p = 0; p < G::kSize / kWidth; ++p) {
+      group.part[p] = load_vector<Floats>(factors + i + p * kWidth);
+    }
+    return group;
+  }
+  HP_NORM_INLINE G load_group(int64_t i, int64_t) const { return load_group(i); }
+};
+
+template <typename T, typename W, bool kAdd, Weight kWeight, typename RowFactors>
+void norm_row(const NormCall& call, int64_t row, float inverse_size, const RowFactors& factors) {
   using G = typename GroupOf<T>::type;
   const int64_t hidden_size = call.hidden_size;
   Input<T, kAdd> input{static_cast<const T*>(call.x) + row * call.x_stride, nullptr};
@@ -97,43 +142,62 @@ void norm_row(const NormCall& call, int64_t row, float inverse_size) {
 
   T* out = static_cast<T*>(call.out) + row * call.out_stride;
   T* residual_out = static_cast<T*>(call.residual_out) + row * call.residual_out_stride;
-  const W* weight = static_cast<const W*>(call.weight);
-  const float weight_offset = call.weight_offset;
-  const auto scale = [&](G& h, const G& factors) __attribute__((always_inline)) {
+  const auto scale = [&](G& h, const G& factor) __attribute__((always_inline)) {
     for (int p = 0; p < G::kSize / kWidth; ++p) {
       h.part[p] *= rstd;
       if constexpr (kWeight == Weight::kExact) {
-        h.part[p] *= factors.part[p] + weight_offset;
+        h.part[p] *= factor.part[p];
       } else if constexpr (kWeight == Weight::kRounded) {
-        h.part[p] = round_to<W>(h.part[p]) * round_to<W>(factors.part[p] + weight_offset);
-        h.part[p] = round_to<W>(h.part[p]);
+        h.part[p] = round_to<W>(round_to<W>(h.part[p]) * factor.part[p]);
       }
     }
   };
-  G factors{};
   int64_t i = 0;
   for (; i + G::kSize <= hidden_size; i += G::kSize) {
     G h = input.load_group(i);
     if constexpr (kAdd) store(residual_out + i, h);
-    if constexpr (kWeight != Weight::kNone) load(factors, weight + i);
-    scale(h, factors);
+    scale(h, factors.load_group(i));
     store(out + i, h);
   }
   if (const int64_t count = hidden_size - i; count > 0) {
     G h = input.load_group(i, count);
     if constexpr (kAdd) store_some(residual_out + i, h, count);
-    if constexpr (kWeight != Weight::kNone) load_some(factors, weight + i, count);
-    scale(h, factors);
+    scale(h, factors.load_group(i, count));
     store_some(out + i, h, count);
   }
 }
 
 template <typename T, typename W, bool kAdd, Weight kWeight>
 void norm_rows(const NormCall& call, int64_t first_row, int64_t last_row) {
-  const float inverse_size = static_cast<float>(1.0 / static_cast<double>(call.hidden_size));
-  for (int64_t row = first_row; row < last_row; ++row) {
-    norm_row<T, W, kAdd, kWeight>(call, row, inverse_size);
+  constexpr int kGroup = GroupOf<T>::type::kSize;
+  const int64_t hidden_size = call.hidden_size;
+  const float inverse_size = static_cast<float>(1.0 / static_cast<double>(hidden_size));
+  const Factors<T, W, kWeight> factors{static_cast<const W*>(call.weight), call.weight_offset};
+  const auto norm = [&](const auto& row_factors) {
+    for (int64_t row = first_row; row < last_row; ++row) {
+      norm_row<T, W, kAdd, kWeight>(call, row, inverse_size, row_factors);
+    }
+  };
+  // Computing the factors once pays from that many rows on, as long as they and a row fit in the
+  // first-level cache or nearly so (AVX2 on a Zen 3, 2026-11-25; not measured with AVX-512).
+  constexpr int64_t kReadyRows = std::is_same_v<T, Float16> ? 4 : 8, kReadySize = 8192;
+  if constexpr (kWeight != Weight::kNone && kWidth < 16) {
+    if (last_row - first_row >= kReadyRows && hidden_size <= kReadySize) {
+      float ready[kReadySize];
+      int64_t i = 0;
+      const auto keep = [&](const auto& group) __attribute__((always_inline)) {
+        int64_t at = i;
+        for (const Floats& part : group.part) {
+          std::memcpy(ready + at, &part, sizeof(part));
+          at += kWidth;
+        }
+      };
+      for (; i + kGroup <= hidden_size; i += kGroup) keep(factors.load_group(i));
+      if (i < hidden_size) keep(factors.load_group(i, hidden_size - i));
+      return norm(ReadyFactors<T>{ready});
+    }
   }
+  norm(factors);
 }
 
 template <typename T, bool kAdd>
