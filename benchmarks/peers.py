@@ -41,13 +41,12 @@ def hp_norm(device: torch.device) -> Provider:
         raise UnavailableError(f"hp_norm: CUDA library not loaded: {library.cuda_error}")
 
     version = f"{hp_norm_plugin.__version__} {library.digest[:8]}"
+    rms_norm, fused_add = hp_norm_plugin.rms_norm, hp_norm_plugin.fused_add_rms_norm_
 
     def bind(case: Case) -> Call:
         if case.op == "plain":
-            return lambda x, _, weight: hp_norm_plugin.rms_norm(x, weight, EPS)
-        return lambda x, residual, weight: hp_norm_plugin.fused_add_rms_norm_(
-            x, residual, weight, EPS
-        )
+            return lambda x, _, weight: rms_norm(x, weight, EPS)
+        return lambda x, residual, weight: fused_add(x, residual, weight, EPS)
 
     return Provider("hp_norm", version, bind)
 
