@@ -129,7 +129,8 @@ struct ReadyFactors {
 };
 
 template <typename T, typename W, bool kAdd, Weight kWeight, typename RowFactors>
-void norm_row(const NormCall& call, int64_t row, float inverse_size, const RowFactors& factors) {
+void norm_row(const NormCall& call, int64_t row, float inverse_size, const RowFactors& factors,
+              bool next_is_far) {
   using G = typename GroupOf<T>::type;
   const int64_t hidden_size = call.hidden_size;
   Input<T, kAdd> input{static_cast<const T*>(call.x) + row * call.x_stride, nullptr};
@@ -154,6 +155,10 @@ void norm_row(const NormCall& call, int64_t row, float inverse_size, const RowFa
   };
   int64_t i = 0;
   for (; i + G::kSize <= hidden_size; i += G::kSize) {
+    if (next_is_far && i * sizeof(T) % 64 == 0) {  // the next row's cache line below this one
+      __builtin_prefetch(input.x + i + call.x_stride, 0, 2);
+      if constexpr (kAdd) __builtin_prefetch(input.residual + i + call.residual_stride, 0, 2);
+    }
     G h = input.load_group(i);
     if constexpr (kAdd) store(residual_out + i, h);
     scale(h, factors.load_group(i));
@@ -173,9 +178,16 @@ void norm_rows(const NormCall& call, int64_t first_row, int64_t last_row) {
   const int64_t hidden_size = call.hidden_size;
   const float inverse_size = static_cast<float>(1.0 / static_cast<double>(hidden_size));
   const Factors<T, W, kWeight> factors{static_cast<const W*>(call.weight), call.weight_offset};
+  // Rows that come from memory are asked for while the row before is normalised, which is when
+  // memory idles: 1.2 to 1.8 times as fast. Rows from a cache lose up to 12 % by it (AVX2 on a Zen
+  // 3, 2026-11-25; not measured with AVX-512).
+  constexpr int64_t kFarBytes = 2 << 20;
+  const bool is_far =
+      kWidth < 16 && call.num_tokens * hidden_size * int64_t{sizeof(T)} >= kFarBytes;
   const auto norm = [&](const auto& row_factors) {
     for (int64_t row = first_row; row < last_row; ++row) {
-      norm_row<T, W, kAdd, kWeight>(call, row, inverse_size, row_factors);
+      const bool next_is_far = is_far && row + 1 < last_row;
+      norm_row<T, W, kAdd, kWeight>(call, row, inverse_size, row_factors, next_is_far);
     }
   };
   // Computing the factors once pays from that many rows on, as long as they and a row fit in the
