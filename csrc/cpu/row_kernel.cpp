@@ -179,8 +179,8 @@ void norm_rows(const NormCall& call, int64_t first_row, int64_t last_row) {
   const float inverse_size = static_cast<float>(1.0 / static_cast<double>(hidden_size));
   const Factors<T, W, kWeight> factors{static_cast<const W*>(call.weight), call.weight_offset};
   // Rows that come from memory are asked for while the row before is normalised, which is when
-  // memory idles: 1.2 to 1.8 times as fast. Rows from a cache lose up to 12 % by it (AVX2 on a Zen
-  // 3, 2026-11-25; not measured with AVX-512).
+  // memory idles: about 1.5 times as fast. Rows in a cache lose up to 12 % by it (AVX2 on a Zen 3,
+  // 2026-11-25; not measured with AVX-512).
   constexpr int64_t kFarBytes = 2 << 20;
   const bool is_far =
       kWidth < 16 && call.num_tokens * hidden_size * int64_t{sizeof(T)} >= kFarBytes;
