@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 HAS_GPU = torch.cuda.is_available()
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def find_nvcc() -> str | None:
+    """The CUDA compiler of PATH or of its usual place."""
+    candidate = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    return candidate if Path(candidate).is_file() else None
 
 
 @dataclass(frozen=True)

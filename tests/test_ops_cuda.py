@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_same_bits, make_case
+from helpers import assert_same_bits, find_nvcc, make_case
 
 import hp_norm_plugin as hp
 from hp_norm_plugin import reference
@@ -174,12 +174,11 @@ def test_the_device_of_the_tensors_is_used_and_restored():
 
 
 def test_reciprocal_square_root_is_correctly_rounded_for_every_float(tmp_path):
-    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    if not Path(nvcc).is_file():
+    if find_nvcc() is None:
         pytest.skip("nvcc is not here")
     program = tmp_path / "rsqrt"
     source = HERE / "gpu" / "rsqrt.cu"
-    subprocess.run([nvcc, "-std=c++20", "-arch=native", "-o", program, source], check=True)
+    subprocess.run([find_nvcc(), "-std=c++20", "-arch=native", "-o", program, source], check=True)
     result = subprocess.run([program], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["0", "0"]
 

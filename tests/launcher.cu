@@ -1,0 +1,83 @@
+// Runs the CUDA launcher on a machine without a GPU: torch's and CUDA's part is played by the
+// functions below, which write down what they were asked. Prints one line an event;
+// tests/test_launcher.py compares them.
+//
+//   launcher [fail]   a call for device 1 while device 0 is current; with `fail` its launch fails
+#include <cstdio>
+#include <exception>
+
+#include "../csrc/cuda/rms_norm.cu"
+
+static bool launch_fails = false;
+
+#if !defined(__CUDA_ARCH__)  // device code has some of these already
+static int current_device = 0;
+static void* const kStreamOfDevice1 = reinterpret_cast<void*>(0x51);
+
+extern "C" {
+
+AOTITorchError aoti_torch_create_device_guard(int32_t device_index, DeviceGuardHandle* guard) {
+  std::printf("guard: device %d\n", device_index);
+  *guard = reinterpret_cast<DeviceGuardHandle>(static_cast<intptr_t>(current_device) + 1);
+  current_device = device_index;
+  return AOTI_TORCH_SUCCESS;
+}
+
+AOTITorchError aoti_torch_delete_device_guard(DeviceGuardHandle guard) {
+  current_device = static_cast<int>(reinterpret_cast<intptr_t>(guard) - 1);
+  std::printf("guard gone: device %d\n", current_device);
+  return AOTI_TORCH_SUCCESS;
+}
+
+AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream) {
+  std::printf("stream: of device %d\n", device_index);
+  *stream = device_index == 1 ? kStreamOfDevice1 : nullptr;
+  return AOTI_TORCH_SUCCESS;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device_index) {
+  std::printf("attribute: of device %d\n", device_index);
+  *value = attribute == cudaDevAttrComputeCapabilityMajor   ? 9
+           : attribute == cudaDevAttrComputeCapabilityMinor ? 0
+           : attribute == cudaDevAttrMultiProcessorCount    ? 132
+                                                            : -1;
+  return cudaSuccess;
+}
+
+cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void*, void**) {
+  std::printf("launch: on device %d, stream %s, %u CTAs of %u threads\n", current_device,
+              config->stream == kStreamOfDevice1 ? "of device 1" : "of another device",
+              config->gridDim.x, config->blockDim.x);
+  return launch_fails ? cudaErrorInvalidConfiguration : cudaSuccess;
+}
+
+const char* cudaGetErrorString(cudaError_t) { return "as arranged"; }
+
+}  // extern "C"
+#endif
+
+namespace hp_norm {
+
+const void* find_kernel(const KernelKey&) { return &launch_fails; }
+
+}  // namespace hp_norm
+
+int main(int argc, char**) {
+  launch_fails = argc > 1;
+  hp_norm::NormCall call{};
+  call.x = reinterpret_cast<void*>(0x10000);
+  call.weight = reinterpret_cast<void*>(0x20000);
+  call.out = reinterpret_cast<void*>(0x30000);
+  call.x_stride = call.out_stride = call.hidden_size = 4096;
+  call.num_tokens = 3;
+  call.dtype = hp_norm::ScalarType::BFloat16;
+  call.device_index = 1;
+  try {
+    hp_norm::run_cuda(call);
+  } catch (const std::exception& error) {
+    std::printf("error: %s\n", error.what());
+  }
+  return 0;
+}

@@ -1,0 +1,56 @@
+"""The CUDA launcher without a GPU, and with a second one that is not there: tests/launcher.cu."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import find_nvcc
+from torch.utils import cpp_extension
+
+from hp_norm_plugin import rules
+
+SOURCE = Path(__file__).with_name("launcher.cu")
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory):
+    if find_nvcc() is None:
+        pytest.skip("nvcc is not here")
+    program = tmp_path_factory.mktemp("launcher") / "launcher"
+    lib = Path(torch.__file__).parent / "lib"
+    includes = [part for path in cpp_extension.include_paths() for part in ("-isystem", path)]
+    # The source's own functions come before those of the CUDA runtime that it replaces.
+    subprocess.run(
+        [find_nvcc(), "-std=c++20", "-arch=sm_90", "-Xlinker", "--allow-multiple-definition",
+         "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000ULL", *includes, "-o", program,
+         SOURCE, f"-L{lib}", "-ltorch_cpu", "-lc10", "-Xlinker", f"-rpath={lib}"],
+        check=True,
+    )  # fmt: skip
+
+    def run(*arguments: str) -> list[str]:
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    return run
+
+
+def test_the_device_of_the_tensors_is_guarded_and_restored(launcher):
+    rule = rules.explain(3, 4096, torch.bfloat16, "sm_90", add=False)
+    assert launcher() == [
+        "guard: device 1",
+        "stream: of device 1",
+        *["attribute: of device 1"] * 3,
+        f"launch: on device 1, stream of device 1, {rule.num_ctas} CTAs of "
+        f"{rule.threads_per_row} threads",
+        "guard gone: device 0",
+    ]
+
+
+def test_a_launch_that_fails_is_an_error_and_restores_the_device(launcher):
+    *_, launch, gone, error = launcher("fail")
+    assert launch.startswith("launch: on device 1")
+    assert gone == "guard gone: device 0"
+    assert error == "error: hp_norm: kernel launch: as arranged"
