@@ -26,6 +26,22 @@ from serving import agreement, cache, models, offline, report, server
 from serving.client import EngineError
 
 
+class Variant(argparse.Action):
+    """Collects `NAME VARIABLE=VALUE ...` as the variables of each name."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        """Add one variant."""
+        name, *settings = values
+        taken = {offline.OFF, offline.ON, offline.CONTROL, *namespace.variants}
+        if not settings or not all("=" in setting for setting in settings):
+            got = " ".join(values)
+            parser.error(f"--variant: must be NAME VARIABLE=VALUE [VARIABLE=VALUE ...], got {got}")
+        if name in taken:
+            parser.error(f"--variant: the name must be new, got {name}")
+        variables = dict(setting.split("=", 1) for setting in settings)
+        namespace.variants = {**namespace.variants, name: variables}
+
+
 def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
     """Parse the command line; the defaults depend on whether there is a GPU."""
     parser = argparse.ArgumentParser(
@@ -53,7 +69,16 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
         help="exit with 0 even when the plugin leaves every norm to vLLM",
     )
     add("--enforce-eager", action="store_true", help="no compilation, no CUDA graphs")
-    add("--control", action="store_true", help="offline: a third engine, plugin off, as a control")
+    add("--control", action="store_true", help="offline: another engine, plugin off, as a control")
+    add(
+        "--variant",
+        dest="variants",
+        nargs="+",
+        action=Variant,
+        default={},
+        metavar=("NAME", "VARIABLE=VALUE"),
+        help="offline: another engine, plugin on, with these variables; may be given again",
+    )
     add("--profile-all", action="store_true", help="profile every batch size, not the first alone")
     add("--memory", type=float, default=0.45, help="gpu_memory_utilization of each engine")
     add("--kv-cache-gib", type=float, default=12.0 if gpu else 0.5)

@@ -125,19 +125,39 @@ def runs(step_s):
     return {**run, "step_s": step_s}
 
 
-def test_the_control_is_compared_with_off():
+def test_control_and_variants_are_compared_with_off():
     work = {"kind": "decode", "batch": 1, "input_len": 4, "output_len": 2}
-    engines = {"off": runs([2.0, 2.0]), "on": runs([1.0, 1.0]), "control": runs([2.5, 2.5])}
+    engines = {"off": runs([2.0, 2.0]), "on": runs([1.0, 1.0]), "no-pdl": runs([1.5, 1.5]),
+               "control": runs([2.5, 2.5])}  # fmt: skip
     row = offline.summarise(work, engines)
-    assert (row["tpot_ratio"], row["control_ratio"]) == (0.5, 1.25)
+    ratios = {name: ratio for name, (ratio, _) in row["others"].items()}
+    assert (row["tpot_ratio"], ratios) == (0.5, {"no-pdl": 0.75, "control": 1.25})
     console = Console(record=True, width=200)
     report.print_offline(console, "title", {"rows": [row], "profiles": []})
     text = console.export_text()
     assert "off again/off" in text and "1.2500" in text
-    del engines["control"]
+    assert "no-pdl/off" in text and "0.7500" in text
+    del engines["control"], engines["no-pdl"]
     row = offline.summarise(work, engines)
     report.print_offline(console, "title", {"rows": [row], "profiles": []})
-    assert "control_ratio" not in row and "off again/off" not in console.export_text()
+    assert row["others"] == {} and "/off" not in console.export_text().replace("on/off", "")
+
+
+def test_variants_are_named_environments(capsys):
+    words = "--variant no-pdl HP_NORM_PDL=0 --variant b HP_NORM_PLUGIN=layer HP_NORM_SCOPE=all"
+    assert serve_llama.parse(words.split(), gpu=True).variants == {
+        "no-pdl": {"HP_NORM_PDL": "0"},
+        "b": {"HP_NORM_PLUGIN": "layer", "HP_NORM_SCOPE": "all"},
+    }
+    for wrong, text in (
+        ("--variant no-pdl", "must be NAME VARIABLE=VALUE [VARIABLE=VALUE ...], got no-pdl"),
+        ("--variant a HP_NORM_PDL", "must be NAME VARIABLE=VALUE [VARIABLE=VALUE ...], got a HP_"),
+        ("--variant off HP_NORM_PDL=0", "the name must be new, got off"),
+        ("--variant a A=1 --variant a A=2", "the name must be new, got a"),
+    ):
+        with pytest.raises(SystemExit):
+            serve_llama.parse(wrong.split(), gpu=True)
+        assert f"--variant: {text}" in capsys.readouterr().err
 
 
 def start(plugin, key, calls, loaded=1, compiled=0):

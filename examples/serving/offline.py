@@ -166,10 +166,11 @@ def summarise(work: dict[str, Any], runs: dict[str, Any]) -> dict[str, Any]:
         tpot = {name: run["step_s"] for name, run in runs.items()}
         row["tpot_s"] = {name: stats.median(values) for name, values in tpot.items()}
         row["tpot_ratio"], row["tpot_spread"] = stats.paired_ratio(tpot[ON], tpot[OFF])
-        if CONTROL in tpot:
-            row["control_ratio"], row["control_spread"] = stats.paired_ratio(
-                tpot[CONTROL], tpot[OFF]
-            )
+        row["others"] = {
+            name: stats.paired_ratio(tpot[name], tpot[OFF])
+            for name in tpot
+            if name not in (OFF, ON)
+        }
         row["tokens_off_on"] = stats.same_tokens(runs[OFF]["tokens"][-1], runs[ON]["tokens"][-1])
         row["tokens_off_off"] = stats.same_tokens(runs[OFF]["tokens"][0], runs[OFF]["tokens"][-1])
     row["raw"] = {
@@ -202,11 +203,15 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress_bar())
         plans = {OFF: {"HP_NORM_PLUGIN": "0"}, ON: {"HP_NORM_PLUGIN": args.plugin}}
+        others = {name: {**plans[ON], **variables} for name, variables in args.variants.items()}
         if args.control:
+            others[CONTROL] = plans[OFF]
+        for name, variables in others.items():
             # Compiled anew: two engines of one compile cache share the choices of its autotuning,
             # and what compiling once more differs by would not show.
-            cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="hp_norm_control_"))
-            plans[CONTROL] = {**plans[OFF], "VLLM_CACHE_ROOT": cache}
+            cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="hp_norm_cache_"))
+            plans[name] = {"VLLM_CACHE_ROOT": cache, **variables}
+        if others:
             args.memory = min(args.memory, 0.9 / len(plans))
         engines = start(stack, model, args, progress, plans)
         state = {}

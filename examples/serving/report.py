@@ -48,21 +48,18 @@ def print_offline(console: Console, title: str, result: dict[str, Any]) -> None:
     """Print one row per workload, and the norms' part of the kernel time."""
     table = Table(title=title, title_justify="left")
     table.add_column("workload")
-    control = any("control_ratio" in row for row in result["rows"])
+    others = list(dict.fromkeys(name for row in result["rows"] for name in row.get("others", {})))
     headings = ["TTFT ms off, on", "on/off", "TPOT ms off, on", "on/off"]
-    for heading in [*headings, *(["off again/off"] if control else []), "same tokens"]:
+    headings += ["off again/off" if name == "control" else f"{name}/off" for name in others]
+    for heading in [*headings, "same tokens"]:
         table.add_column(heading, justify="right")
     for row in result["rows"]:
-        again = (
-            f"{row['control_ratio']:.4f} ±{row['control_spread']:.4f}"
-            if "control_ratio" in row
-            else ""
-        )
+        ratios = [row.get("others", {}).get(name) for name in others]
         table.add_row(
             f"{row['kind']} {row['batch']} x {row['input_len']}",
             *_cells(row, "ttft"),
             *(_cells(row, "tpot") if "tpot_s" in row else ("", "")),
-            *([again] if control else []),
+            *(f"{ratio[0]:.4f} ±{ratio[1]:.4f}" if ratio else "" for ratio in ratios),
             _agreement(row),
         )
     console.print(table)
