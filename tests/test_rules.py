@@ -87,6 +87,30 @@ def test_table_is_ordered_and_every_line_can_match():
             assert not shadows, (earlier, rule)
 
 
+def test_every_kernel_is_used_by_a_rule():
+    """What no rule takes is compiled for nothing. A 32-byte rule serves 16-byte rows, too."""
+
+    def kernel(config):
+        path = "staged" if "staged" in config.option_names() else "wide"
+        path = "rows" if config.rows_per_cta > 1 else path
+        path = "cluster" if config.ctas_per_row > 1 else path
+        return config.vec_bytes, config.vecs_per_thread, path
+
+    used = set()
+    for rule in rules.table():
+        used.add(kernel(rule.config))
+        if rule.config.vec_bytes == 32:
+            vecs = 2 * rule.config.vecs_per_thread
+            used.add(kernel(dataclasses.replace(rule.config, vec_bytes=16, vecs_per_thread=vecs)))
+    compiled = {
+        kernel(config)
+        for hidden_size in (512, 2048, 16384)
+        for config in rules.candidates(hidden_size, torch.bfloat16, 100)
+        if not {"narrow", "reread"} & set(config.option_names())
+    }
+    assert compiled == used
+
+
 def test_thresholds_are_inclusive():
     def name(num_tokens, hidden_size):
         return rules.explain(num_tokens, hidden_size, torch.bfloat16, "sm_90").index
