@@ -87,6 +87,10 @@ def test_table_is_ordered_and_every_line_can_match():
             assert not shadows, (earlier, rule)
 
 
+def test_no_rule_lets_the_next_grid_start_before_the_one_before_has_ended():
+    assert not any("trigger_at_start" in rule.config.option_names() for rule in rules.table())
+
+
 def test_every_kernel_is_used_by_a_rule():
     """What no rule takes is compiled for nothing. A 32-byte rule serves 16-byte rows, too."""
 

@@ -17,10 +17,12 @@ inline constexpr int64_t kNoLimit = INT64_MAX;
 // Options of a rule, added up in LaunchConfig::options.
 enum LaunchOption : int32_t {
   // When the next grid may start (launch_dependents): between griddepcontrol.wait and the loads, as
-  // the CTAs end, before the wait; by default behind the loads.
+  // the CTAs end, before the wait; by default behind the loads. No rule may trigger before the
+  // wait: the next grid could start while the one before this runs, which is safe for a kernel that
+  // reads nothing before its own wait, as ours, but not for one that reads older inputs there.
   kTriggerEarly = 1,
   kTriggerAtEnd = 64,
-  kTriggerAtStart = 128,
+  kTriggerAtStart = 128,  // for measurements
   kPrefetchResidual = 2,  // ask L2 for the first rows' residual before waiting for the grid before
   kPrefetchAhead = 4,     // each CTA asks L2 for a row that a later CTA will read (no clusters)
   kNarrow = 8,            // accesses below the vector width, decided by the launcher
