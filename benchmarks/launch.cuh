@@ -84,9 +84,7 @@ void launch_norm(cudaStream_t stream, const Tensors& tensors, int num_tokens, in
   p.row_access_bytes = p.weight_access_bytes = 16;
   p.inverse_size = 1.0f / hidden_size;
   p.eps = 1e-6f;
-  p.trigger_early = config.options & kTriggerEarly;
-  p.trigger_at_start = config.options & kTriggerAtStart;
-  p.trigger_after_loads = !(config.options & (kTriggerEarly | kTriggerAtEnd | kTriggerAtStart));
+  plan_trigger(p, config);
   plan_prefetch(p, config, shape, num_sms, sizeof(Element), pitch, pitch);
 
   cudaLaunchAttribute attributes[2];

@@ -175,6 +175,8 @@ def explain(
 ) -> Rule:
     """The rule that a call with aligned rows takes.
 
+    Calls without a weight, or that round before it, take a narrow kernel instead.
+
     Parameters
     ----------
     num_tokens, hidden_size : int

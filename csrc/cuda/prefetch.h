@@ -1,4 +1,4 @@
-// What a launch asks L2 for ahead of its loads: the host's side of rms_norm.cuh's requests.
+// What a launch starts ahead, L2 requests and the next grid: the host's side of rms_norm.cuh.
 #pragma once
 
 #include <algorithm>
@@ -7,6 +7,13 @@
 #include "row_steps.cuh"
 
 namespace hp_norm {
+
+// When the next grid may start: NormParams' flags from a configuration's options.
+inline void plan_trigger(NormParams& p, const LaunchConfig& config) {
+  p.trigger_at_start = config.options & kTriggerAtStart;
+  p.trigger_early = config.options & kTriggerEarly;
+  p.trigger_after_loads = !(config.options & (kTriggerAtStart | kTriggerEarly | kTriggerAtEnd));
+}
 
 // Fills the prefetch fields of `p` for a launch on `num_sms` SMs, from rows every x_pitch and
 // residual_pitch bytes.

@@ -129,7 +129,6 @@ LaunchConfig choose_config(const NormCall& call, int32_t sm, int64_t elem_bytes,
 
 NormParams make_params(const NormCall& call, const LaunchConfig& config, const LaunchShape& shape,
                        const Alignment& alignment, int32_t num_sms, int64_t elem_bytes) {
-  const auto option = [&](LaunchOption bit) { return (config.options & bit) != 0; };
   NormParams p{};
   p.x = call.x;
   p.residual = call.residual;
@@ -153,10 +152,7 @@ NormParams make_params(const NormCall& call, const LaunchConfig& config, const L
   p.eps = call.eps;
   p.weight_offset = call.weight_offset;
   p.round_before_weight = call.round_before_weight;
-  p.trigger_early = option(kTriggerEarly);
-  p.trigger_at_start = option(kTriggerAtStart);
-  p.trigger_after_loads =
-      !option(kTriggerEarly) && !option(kTriggerAtEnd) && !option(kTriggerAtStart);
+  plan_trigger(p, config);
   plan_prefetch(p, config, shape, num_sms, elem_bytes, x_pitch, residual_pitch);
   return p;
 }
