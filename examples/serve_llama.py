@@ -79,7 +79,7 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
         metavar=("NAME", "VARIABLE=VALUE"),
         help="offline: another engine, plugin on, with these variables; may be given again",
     )
-    add("--profile-all", action="store_true", help="profile every batch size, not the first alone")
+    add("--profile-all", action="store_true", help="profile every engine at every batch size")
     add("--memory", type=float, default=0.45, help="gpu_memory_utilization of each engine")
     add("--kv-cache-gib", type=float, default=12.0 if gpu else 0.5)
     add("--max-model-len", type=int, default=None)

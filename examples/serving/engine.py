@@ -73,17 +73,18 @@ class Engine:
         decode steps without the prefill.
         """
         prompts = self._prompts(batch, input_len, seed)
-        by_name: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
+        fields = ("count", "time_us", "until_next_us")
+        by_name: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(fields, 0.0))
         for tokens, sign in ((1, -1), (output_len, 1)):
             self.llm.collective_rpc("hp_norm_profile_start")
             self._generate(prompts, tokens)
             for row in self.llm.collective_rpc("hp_norm_profile_stop")[0]:
-                by_name[row["name"]][0] += sign * row["count"]
-                by_name[row["name"]][1] += sign * row["time_us"]
+                for field in fields:
+                    by_name[row["name"]][field] += sign * row.get(field, 0.0)
         kernels = [
-            {"name": name, "count": int(count), "time_us": time_us}
-            for name, (count, time_us) in by_name.items()
-            if count > 0
+            {"name": name, **sums, "count": int(sums["count"])}
+            for name, sums in by_name.items()
+            if sums["count"] > 0
         ]
         kernels.sort(key=lambda row: -row["time_us"])
         return {"decode_steps": output_len - 1, "kernels": kernels}

@@ -221,7 +221,7 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
         rows = measure(engines, args, progress)
         profiles = []
         for batch in args.batch_sizes if args.profile_all else args.batch_sizes[:1]:
-            for name in (OFF, ON):
+            for name in engines if args.profile_all else (OFF, ON):
                 engine = engines[name]
                 with alone(engine, args):
                     profile = engine.ask(

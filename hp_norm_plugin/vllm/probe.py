@@ -9,6 +9,9 @@ CPU the profile lists operators instead, the same way.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -34,7 +37,9 @@ class WorkerProbe:
         Returns
         -------
         list of dict
-            `name`, `count` and `time_us` (own time, summed) of each kernel, the longest first.
+            `name`, `count` and `time_us` (own time, summed) of each kernel, the longest first; on a
+            GPU also `until_next_us`, from its start to the start of the kernel behind it: what a
+            step pays for it, gaps and overlaps included.
 
         """
         on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
@@ -46,6 +51,9 @@ class WorkerProbe:
             {"name": event.key, "count": event.count, "time_us": float(getattr(event, field))}
             for event in self._hp_norm_profiler.key_averages()
         ]
+        if on_gpu:
+            until_next = _until_next(self._hp_norm_profiler.events())
+            rows = [{**row, "until_next_us": until_next.get(row["name"], 0.0)} for row in rows]
         del self._hp_norm_profiler
         return sorted(rows, key=lambda row: -row["time_us"])
 
@@ -108,6 +116,19 @@ class WorkerProbe:
                     continue
                 filled += 1
         return filled
+
+
+def _until_next(events: Iterable[Any]) -> dict[str, float]:
+    """Microseconds from the start of each kernel to the start of the next, summed by name."""
+    starts = sorted(
+        (event.time_range.start, event.name)
+        for event in events
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    )
+    summed: dict[str, float] = defaultdict(float)
+    for (start, name), (next_start, _) in itertools.pairwise(starts):
+        summed[name] += next_start - start
+    return summed
 
 
 def _ir_priority() -> dict[str, list[str]]:
