@@ -43,7 +43,8 @@ class Layer:
 
     def __init__(self, hidden: int, normal: Callable[..., Tensor]) -> None:
         def matrix(rows: int, columns: int) -> Tensor:
-            return normal(rows, columns) / rows**0.5
+            # As a model holds its weights, [out, in]: the layout decides which kernel cuBLAS takes.
+            return (normal(columns, rows) / rows**0.5).t()
 
         self.qkv = matrix(hidden, int(QKV * hidden))
         self.out = matrix(hidden, hidden)

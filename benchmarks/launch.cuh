@@ -50,6 +50,10 @@ const void* kernel_of(const LaunchConfig& config) {
     return vecs == 4 ? kernel<kAdd, 4, false, RowPath::kStaged>()
                      : kernel<kAdd, 8, false, RowPath::kStaged>();
   }
+  if (config.options & kCached) {
+    return vecs == 2 ? kernel<kAdd, 2, false, RowPath::kCached>()
+                     : kernel<kAdd, 4, false, RowPath::kCached>();
+  }
   if (config.ctas_per_row > 1) return wide_kernel<kAdd, true, RowPath::kWide>(vecs);
   return config.rows_per_cta > 1 ? wide_kernel<kAdd, false, RowPath::kRows>(vecs)
                                  : wide_kernel<kAdd, false, RowPath::kWide>(vecs);

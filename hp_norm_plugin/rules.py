@@ -24,9 +24,10 @@ OPTIONS = {
     "staged": 32,
     "trigger_at_end": 64,
     "trigger_at_start": 128,
+    "cached": 256,
 }
 # Options that pick the kernel; the others change how one is launched.
-PATHS = ("narrow", "reread", "staged")
+PATHS = ("narrow", "reread", "staged", "cached")
 NARROW_VECS = 2
 OPS = ("any", "add", "plain")
 
@@ -225,6 +226,7 @@ def candidates(hidden_size: int, dtype: torch.dtype, sm: int) -> list[Config]:
     ]
     if row_bytes % 16 == 0:
         found += [Config(16, vecs, options=OPTIONS["staged"]) for vecs in (4, 8)]
+        found += [Config(16, vecs, options=OPTIONS["cached"]) for vecs in (2, 4)]
     found.append(Config(16, 1, options=OPTIONS["reread"]))
     return [config for config in found if config.is_valid(row_bytes)]
 

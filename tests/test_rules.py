@@ -95,7 +95,8 @@ def test_every_kernel_is_used_by_a_rule():
     """What no rule takes is compiled for nothing. A 32-byte rule serves 16-byte rows, too."""
 
     def kernel(config):
-        path = "staged" if "staged" in config.option_names() else "wide"
+        paths = {"staged", "cached"} & set(config.option_names())
+        path = paths.pop() if paths else "wide"
         path = "rows" if config.rows_per_cta > 1 else path
         path = "cluster" if config.ctas_per_row > 1 else path
         return config.vec_bytes, config.vecs_per_thread, path

@@ -29,8 +29,9 @@ def test_every_instantiation_is_compiled_for_every_architecture():
     names = {arch: set(sass.kernels(arch)) for arch in ARCHS}
     assert all(found == names[ARCHS[0]] for found in names.values())
     # 3 dtypes and their weights, with and without add: 3 + 2 wide kernels for one row a CTA, for
-    # several, and for clusters; 2 narrow, 2 staged, 1 re-reading.
-    assert len(names[ARCHS[0]]) == 5 * 2 * (3 * 5 + 5)
+    # several, and for clusters; 2 narrow, 2 staged, 1 re-reading; and, beside weights of x's dtype,
+    # 2 cached.
+    assert len(names[ARCHS[0]]) == 5 * 2 * (3 * 5 + 5) + 3 * 2 * 2
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -54,7 +55,7 @@ def test_no_kernel_that_a_rule_chooses_spills(arch):
             rule.config.vec_bytes,
             rule.config.vecs_per_thread,
             rule.config.ctas_per_row > 1,
-            "staged" in rule.config.option_names(),
+            *(path in rule.config.option_names() for path in ("staged", "cached")),
         )
         for rule in rules.table()
         if rule.min_sm <= int(arch) <= rule.max_sm
@@ -62,7 +63,8 @@ def test_no_kernel_that_a_rule_chooses_spills(arch):
     checked = 0
     for kernel, vec_bytes in wide_kernels(arch):
         vecs = int(kernel.name.split(", ")[3])
-        key = (vec_bytes, vecs, "cluster" in kernel.name, "staged" in kernel.name)
+        paths = ("cluster", "staged", "cached")
+        key = (vec_bytes, vecs, *(path in kernel.name for path in paths))
         if key in chosen:
             assert kernel.local_accesses == 0 and kernel.stack == 0, kernel
             checked += 1

@@ -1,4 +1,6 @@
 // Instantiates the kernels. Everything that is compiled is reached from here.
+#include <type_traits>
+
 #include "kernels.h"
 #include "reread.cuh"
 #include "rms_norm.cuh"
@@ -39,6 +41,13 @@ struct Kernels {
 
   static const void* find(const LaunchConfig& config) {
     const bool cluster = config.ctas_per_row > 1;
+    // Beside float32 weights, which few models have, rows have one cache policy.
+    if constexpr (std::is_same_v<T, W>) {
+      if (config.options & kCached) {
+        return config.vecs_per_thread == 2 ? row<16, 2, false, RowPath::kCached>()
+                                           : row<16, 4, false, RowPath::kCached>();
+      }
+    }
     if (config.options & kReread) {
       return reinterpret_cast<const void*>(&rms_norm_reread_kernel<T, W, 16 / sizeof(T), kAdd>);
     }

@@ -28,6 +28,7 @@ enum LaunchOption : int32_t {
   kNarrow = 8,            // accesses below the vector width, decided by the launcher
   kReread = 16,           // rows that do not fit in registers: read twice
   kStaged = 32,           // the row waits in shared memory, not in registers
+  kCached = 256,          // the default cache policy (no clusters, one row a CTA, 2 or 4 vectors)
 };
 
 // How far kPrefetchAhead reaches: what DRAM delivers in about a microsecond.
@@ -113,6 +114,10 @@ constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes) {
   if (staged) {
     if ((config.options & kNarrow) || ctas != 1 || config.rows_per_cta != 1) return false;
     if (stage_bytes(config, shape, true) > kMaxStageBytes) return false;
+  }
+  if (config.options & kCached) {
+    if (staged || (config.options & kNarrow) || ctas != 1 || config.rows_per_cta != 1) return false;
+    if (config.vec_bytes != 16 || vecs == 1) return false;
   }
   // Rows of several warps meet at a named barrier each, and there are 15 beside the CTA's own.
   const bool barriers = shape.threads_per_row == kWarp || config.rows_per_cta <= 15;

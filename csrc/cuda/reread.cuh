@@ -23,7 +23,8 @@ __global__ void __launch_bounds__(kRereadThreads)
       reinterpret_cast<T*>(p.residual_out_pitch.row_of(static_cast<char*>(p.residual_out), row));
   const auto load_sum = [&](float (&h)[kElems], int vec) {
     const auto load = [&](const T* from) {
-      return load_vec<true, T, kElems>(from, vec * kElems, true, p.hidden_size, p.row_access_bytes);
+      return load_vec<RowAccess::kNarrow, T, kElems>(from, vec * kElems, true, p.hidden_size,
+                                                     p.row_access_bytes);
     };
     load(x).unpack(h);
     if constexpr (kAdd) add_residual(h, load(residual));
@@ -31,7 +32,8 @@ __global__ void __launch_bounds__(kRereadThreads)
   const auto store_rounded = [&](T* to, const float (&values)[kElems], int vec) {
     Vec<T, kElems> rounded;
     rounded.pack(values);
-    store_vec<true>(to, rounded, vec * kElems, true, p.hidden_size, p.row_access_bytes);
+    store_vec<RowAccess::kNarrow>(to, rounded, vec * kElems, true, p.hidden_size,
+                                  p.row_access_bytes);
   };
 
   wait_for_primary_grid();

@@ -20,6 +20,7 @@ __device__ __forceinline__ void row_barrier(int row_in_cta, int threads) {
 enum class RowPath {
   kWide,    // whole vectors, in registers
   kRows,    // the same with several rows a CTA
+  kCached,  // as kWide, with the default cache policy
   kNarrow,  // accesses of any width, in registers; several rows a CTA; every option
   kStaged,  // whole vectors, in shared memory: fewer registers, so that two long rows fit on an SM
 };
@@ -33,6 +34,13 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
   constexpr bool kNarrow = kPath == RowPath::kNarrow;
   constexpr bool kStaged = kPath == RowPath::kStaged;
   constexpr bool kSeveralRows = !kCluster && (kPath == RowPath::kRows || kNarrow);
+  constexpr RowAccess kLoads = kNarrow                     ? RowAccess::kNarrow
+                               : kPath == RowPath::kCached ? RowAccess::kCached
+                                                           : RowAccess::kStreamed;
+  // Short rows are written with the default policy: of a decode step's output, what passes by L1
+  // leaves L2 while the product behind reads it, which took 1.5 us longer at 128 tokens (vLLM,
+  // Llama-3.1-8B, H100, 2026-11-25). Long ones are more than L2 holds.
+  constexpr RowAccess kStores = !kNarrow && kVecs <= 2 ? RowAccess::kCached : kLoads;
   // The launcher sends rows or pitches that 32 bits do not count to the narrow kernel.
   using Index = std::conditional_t<kNarrow, int64_t, uint32_t>;
   // Weights hide their latency behind the row's. With long rows a thread has registers for half
@@ -127,8 +135,8 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
       if (i == kVecs / 2 - 1 || i == kVecs - 1) commit_async_copies();
     } else {
       const auto load = [&](const T* from) {
-        return load_vec<kNarrow, T, kElems>(from, vec * kElems, vec < p.vecs_per_row, p.hidden_size,
-                                            p.row_access_bytes);
+        return load_vec<kLoads, T, kElems>(from, vec * kElems, vec < p.vecs_per_row, p.hidden_size,
+                                           p.row_access_bytes);
       };
       x_vec[i] = load(x);
       if constexpr (kAdd) residual_vec[i] = load(residual);
@@ -166,9 +174,15 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
   const auto store_rounded = [&](T* to, const float (&h)[kElems], int vec) {
     Vec<T, kElems> rounded;
     rounded.pack(h);
-    store_vec<kNarrow>(to, rounded, vec * kElems, vec < p.vecs_per_row, p.hidden_size,
+    store_vec<kStores>(to, rounded, vec * kElems, vec < p.vecs_per_row, p.hidden_size,
                        p.row_access_bytes);
   };
+  const auto store_residual = [&](int i, const float (&h)[kElems]) {
+    store_rounded(residual_out, h, first_vec + i * blockDim.x);
+  };
+  // Two vectors: the row's sum first, and the residual while the other warps bring theirs. 2 % at
+  // 64 and 128 tokens; in clusters, and behind the barrier, slower (H100, 2026-11-25).
+  constexpr bool kLateResidual = kVecs == 2 && !kCluster && !kStaged;
   float sums[kVecs];
 #pragma unroll
   for (int i = 0; i < kVecs; ++i) {
@@ -176,7 +190,7 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
     if (kStaged && i == kVecs / 2) wait_for_async_copies<0>();
     add(i);
     const float (&h)[kElems] = h_of[kStaged ? 0 : i];
-    if constexpr (kAdd) store_rounded(residual_out, h, first_vec + i * blockDim.x);
+    if constexpr (kAdd && !kLateResidual) store_residual(i, h);
     sums[i] = sum_squares(h);
   }
 
@@ -189,6 +203,10 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
     if (warps > 1 && threadIdx.x % lanes == 0) chunk_sums[threadIdx.x >> log2_lanes] = total;
   } else if (warps > 1 && lane < kVecs) {
     chunk_sums[first_chunk + lane * warps] = total;
+  }
+  if constexpr (kAdd && kLateResidual) {
+#pragma unroll
+    for (int i = 0; i < kVecs; ++i) store_residual(i, h_of[i]);
   }
   if constexpr (!kWeightsWithRow) load_weights(0, kEarlyWeights);
   if (kCluster || warps > 1) {

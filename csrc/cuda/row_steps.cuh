@@ -86,28 +86,40 @@ __device__ __forceinline__ void settle(const void* a, const void* b, const void*
   asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, %0, 1;\n@p trap;\n}" ::"r"(low) : "memory");
 }
 
+// How the vectors of a row are read and written.
+enum class RowAccess {
+  kStreamed,  // whole, past L1
+  kCached,    // whole, with the default cache policy
+  kNarrow,    // in accesses of access_bytes
+};
+
 // A vector of kElems elements starting at `element` of a row; zeros where it is not `valid`.
-template <bool kNarrow, typename T, int kElems>
+template <RowAccess kAccess, typename T, int kElems>
 __device__ __forceinline__ Vec<T, kElems> load_vec(const T* row, int element, bool valid,
                                                    int hidden_size, int access_bytes) {
   Vec<T, kElems> vec;
-  if constexpr (kNarrow) {
+  if constexpr (kAccess == RowAccess::kNarrow) {
     const int valid_bytes = valid ? (hidden_size - element) * int(sizeof(T)) : 0;
     load_narrow(vec.words, row + element, valid_bytes, access_bytes);
+  } else if constexpr (kAccess == RowAccess::kCached) {
+    load_cached(vec.words, row + element, valid);
   } else {
     load_wide(vec.words, row + element, valid);
   }
   return vec;
 }
 
-template <bool kNarrow, typename T, int kElems>
+template <RowAccess kAccess, typename T, int kElems>
 __device__ __forceinline__ void store_vec(T* row, const Vec<T, kElems>& vec, int element,
                                           bool valid, int hidden_size, int access_bytes) {
-  if constexpr (kNarrow) {
+  if constexpr (kAccess == RowAccess::kNarrow) {
     const int valid_bytes = valid ? (hidden_size - element) * int(sizeof(T)) : 0;
     store_narrow(row + element, vec.words, valid_bytes, access_bytes);
+  } else if constexpr (kAccess == RowAccess::kCached) {
+    store_cached(row + element, vec.words, valid);
   } else {
-    store_wide(row + element, vec.words, valid);
+    static_assert(vec.kBytes == 16);
+    store_16_bytes(row + element, vec.words, valid);
   }
 }
 
