@@ -34,13 +34,9 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
   constexpr bool kNarrow = kPath == RowPath::kNarrow;
   constexpr bool kStaged = kPath == RowPath::kStaged;
   constexpr bool kSeveralRows = !kCluster && (kPath == RowPath::kRows || kNarrow);
-  constexpr RowAccess kLoads = kNarrow                     ? RowAccess::kNarrow
-                               : kPath == RowPath::kCached ? RowAccess::kCached
-                                                           : RowAccess::kStreamed;
-  // Short rows are written with the default policy: of a decode step's output, what passes by L1
-  // leaves L2 while the product behind reads it, which took 1.5 us longer at 128 tokens (vLLM,
-  // Llama-3.1-8B, H100, 2026-11-25). Long ones are more than L2 holds.
-  constexpr RowAccess kStores = !kNarrow && kVecs <= 2 ? RowAccess::kCached : kLoads;
+  constexpr RowAccess kAccess = kNarrow                     ? RowAccess::kNarrow
+                                : kPath == RowPath::kCached ? RowAccess::kCached
+                                                            : RowAccess::kStreamed;
   // The launcher sends rows or pitches that 32 bits do not count to the narrow kernel.
   using Index = std::conditional_t<kNarrow, int64_t, uint32_t>;
   // Weights hide their latency behind the row's. With long rows a thread has registers for half
@@ -135,8 +131,8 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
       if (i == kVecs / 2 - 1 || i == kVecs - 1) commit_async_copies();
     } else {
       const auto load = [&](const T* from) {
-        return load_vec<kLoads, T, kElems>(from, vec * kElems, vec < p.vecs_per_row, p.hidden_size,
-                                           p.row_access_bytes);
+        return load_vec<kAccess, T, kElems>(from, vec * kElems, vec < p.vecs_per_row, p.hidden_size,
+                                            p.row_access_bytes);
       };
       x_vec[i] = load(x);
       if constexpr (kAdd) residual_vec[i] = load(residual);
@@ -174,7 +170,7 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
   const auto store_rounded = [&](T* to, const float (&h)[kElems], int vec) {
     Vec<T, kElems> rounded;
     rounded.pack(h);
-    store_vec<kStores>(to, rounded, vec * kElems, vec < p.vecs_per_row, p.hidden_size,
+    store_vec<kAccess>(to, rounded, vec * kElems, vec < p.vecs_per_row, p.hidden_size,
                        p.row_access_bytes);
   };
   const auto store_residual = [&](int i, const float (&h)[kElems]) {

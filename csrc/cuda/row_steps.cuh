@@ -102,7 +102,7 @@ __device__ __forceinline__ Vec<T, kElems> load_vec(const T* row, int element, bo
     const int valid_bytes = valid ? (hidden_size - element) * int(sizeof(T)) : 0;
     load_narrow(vec.words, row + element, valid_bytes, access_bytes);
   } else if constexpr (kAccess == RowAccess::kCached) {
-    load_cached(vec.words, row + element, valid);
+    load_pieces<16>(vec.words, row + element, valid ? vec.kBytes : 0);
   } else {
     load_wide(vec.words, row + element, valid);
   }
@@ -116,10 +116,9 @@ __device__ __forceinline__ void store_vec(T* row, const Vec<T, kElems>& vec, int
     const int valid_bytes = valid ? (hidden_size - element) * int(sizeof(T)) : 0;
     store_narrow(row + element, vec.words, valid_bytes, access_bytes);
   } else if constexpr (kAccess == RowAccess::kCached) {
-    store_cached(row + element, vec.words, valid);
+    store_pieces<16>(row + element, vec.words, valid ? vec.kBytes : 0);
   } else {
-    static_assert(vec.kBytes == 16);
-    store_16_bytes(row + element, vec.words, valid);
+    store_wide(row + element, vec.words, valid);
   }
 }
 

@@ -142,6 +142,24 @@ __device__ __forceinline__ void load_32_bytes(uint32_t* w, const void* from, boo
 #endif
 }
 
+__device__ __forceinline__ void store_32_bytes(void* to, const uint32_t* w, bool valid) {
+#if __CUDA_ARCH__ >= 1000
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.u32 p, %9, 0;\n"
+      "@p st.global.L1::no_allocate.v8.b32 [%0], {%1, %2, %3, %4, %5, %6, %7, %8};\n"
+      "}"
+      :
+      : "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(w[4]), "r"(w[5]), "r"(w[6]),
+        "r"(w[7]), "r"(static_cast<uint32_t>(valid))
+      : "memory");
+#else
+  store_16_bytes(to, w, valid);
+  store_16_bytes(static_cast<char*>(to) + 16, w + 4, valid);
+#endif
+}
+
 template <int kWords>
 __device__ __forceinline__ void load_wide(uint32_t (&words)[kWords], const void* from, bool valid) {
   static_assert(kWords == 4 || kWords == 8, "a vector is 16 or 32 bytes");
@@ -149,6 +167,16 @@ __device__ __forceinline__ void load_wide(uint32_t (&words)[kWords], const void*
     load_32_bytes(words, from, valid);
   } else {
     load_16_bytes(words, from, valid);
+  }
+}
+
+template <int kWords>
+__device__ __forceinline__ void store_wide(void* to, const uint32_t (&words)[kWords], bool valid) {
+  static_assert(kWords == 4 || kWords == 8, "a vector is 16 or 32 bytes");
+  if constexpr (kWords == 8) {
+    store_32_bytes(to, words, valid);
+  } else {
+    store_16_bytes(to, words, valid);
   }
 }
 
@@ -220,34 +248,6 @@ __device__ __forceinline__ void store_pieces(void* to, const uint32_t (&words)[k
   for (int i = 0; i < kWords * 4 / kPiece; ++i) {
     if (i * kPiece < valid_bytes) static_cast<Type*>(to)[i] = pieces[i];
   }
-}
-
-// Whole vectors with the default cache policy.
-template <int kWords>
-__device__ __forceinline__ void load_cached(uint32_t (&words)[kWords], const void* from,
-                                            bool valid) {
-  load_pieces<16>(words, from, valid ? int(sizeof(words)) : 0);
-}
-
-template <int kWords>
-__device__ __forceinline__ void store_cached(void* to, const uint32_t (&words)[kWords],
-                                             bool valid) {
-#if __CUDA_ARCH__ >= 1000
-  if constexpr (kWords == 8) {
-    asm volatile(
-        "{\n"
-        ".reg .pred p;\n"
-        "setp.ne.u32 p, %9, 0;\n"
-        "@p st.global.v8.b32 [%0], {%1, %2, %3, %4, %5, %6, %7, %8};\n"
-        "}"
-        :
-        : "l"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(words[4]),
-          "r"(words[5]), "r"(words[6]), "r"(words[7]), "r"(static_cast<uint32_t>(valid))
-        : "memory");
-    return;
-  }
-#endif
-  store_pieces<16>(to, words, valid ? int(sizeof(words)) : 0);
 }
 
 template <int kWords>
