@@ -9,6 +9,10 @@ at all; half the difference is what a norm adds.
 Every product writes to the same buffers, on one stream and so with one workspace, and each chain
 is captured twice: two graphs of the same calls differ by what no provider can help. That
 difference is the noise.
+
+Inductor is timed as it stands and writing over x and the residual, as its code does in a model.
+``--profile`` prints what each kernel of a layer takes until the next one starts: what a norm does
+to the product behind it shows there.
 """
 
 from __future__ import annotations
@@ -24,7 +28,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks import cell, environment, providers, records, stats, timing, tune
+from benchmarks import (
+    cell,
+    environment,
+    peers,
+    providers,
+    records,
+    stats,
+    step_profile,
+    timing,
+    tune,
+)
 from benchmarks.provider import Call, Outputs, Provider, one_line
 from benchmarks.shapes import DTYPES, Case
 
@@ -169,6 +183,21 @@ def without_dependent_launch(ours: Provider) -> Provider:
     return replace(ours, name=f"{ours.name}, no PDL", bind=bind)
 
 
+def overwriting(inductor: Provider) -> Provider:
+    """Inductor's code for the formula, compiled to write over x and the residual."""
+
+    def norm(x: Tensor, residual: Tensor, weight: Tensor) -> None:
+        y, h = peers.native(x, residual, weight)
+        x.copy_(y)
+        residual.copy_(h)
+
+    def bind(_case: Case) -> Call:
+        torch._dynamo.reset()
+        return torch.compile(norm, dynamic=False, fullgraph=True)
+
+    return replace(inductor, name=f"{inductor.name}, in place", bind=bind)
+
+
 def _row(
     env: environment.Environment,
     device: torch.device,
@@ -195,6 +224,7 @@ def run_case(
     repeats: int,
     clock: timing.Clock,
     console: Console,
+    with_profile: bool = False,
 ) -> list[records.Row]:
     """Measure one shape, print its table and return its rows; who raises is left out, by name."""
     chain = Chain(case, device)
@@ -215,6 +245,12 @@ def run_case(
         share = added.us / (alone + added.us)
         table.add_row(added.name, f"{added.us:.2f}", f"{added.noise:.2f}", f"{share:.1%}")
     console.print(table)
+    if with_profile:
+        norms = {NO_NORM: None, **calls}
+        profiles = {
+            name: step_profile.of(chain.capture(norm), LAYERS) for name, norm in norms.items()
+        }
+        step_profile.show(console, str(case), profiles)
     by_name = {provider.name: provider for provider in loaded}
     return [_row(env, device, case, by_name[added.name], added) for added in found]
 
@@ -229,6 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--providers", nargs="*", default=[providers.OURS, *providers.PEERS])
     parser.add_argument("--configs", default=None, help="also time configurations so named")
     parser.add_argument("--options", nargs="+", default=[], help="in every subset of these")
+    parser.add_argument("--profile", action="store_true", help="times of the products, too")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--out", type=Path, required=True, help="CSV to append to")
     args = parser.parse_args(arguments)
@@ -244,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ours = next((one for one in loaded if one.name == providers.OURS), None)
     if ours is not None:
         loaded.insert(1, without_dependent_launch(ours))
+    loaded += [overwriting(one) for one in loaded if one.name == "inductor"]
     writer = records.Writer(args.out)
     try:
         for hidden_size in args.hidden:
@@ -253,7 +291,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if args.configs is not None:
                     configs = tune.candidates(case, device, args.options, args.configs)
                 every = [*loaded, *configs]
-                writer.write(run_case(case, every, env, device, args.repeats, clock, console))
+                rows = run_case(
+                    case, every, env, device, args.repeats, clock, console, args.profile
+                )
+                writer.write(rows)
     except ValueError as error:
         console.print(str(error), style="red", markup=False)
         return 2

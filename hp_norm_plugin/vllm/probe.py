@@ -52,8 +52,8 @@ class WorkerProbe:
             for event in self._hp_norm_profiler.key_averages()
         ]
         if on_gpu:
-            until_next = _until_next(self._hp_norm_profiler.events())
-            rows = [{**row, "until_next_us": until_next.get(row["name"], 0.0)} for row in rows]
+            pays = until_next(self._hp_norm_profiler.events())
+            rows = [{**row, "until_next_us": pays.get(row["name"], 0.0)} for row in rows]
         del self._hp_norm_profiler
         return sorted(rows, key=lambda row: -row["time_us"])
 
@@ -118,7 +118,7 @@ class WorkerProbe:
         return filled
 
 
-def _until_next(events: Iterable[Any]) -> dict[str, float]:
+def until_next(events: Iterable[Any]) -> dict[str, float]:
     """Microseconds from the start of each kernel to the start of the next, summed by name."""
     starts = sorted(
         (event.time_range.start, event.name)

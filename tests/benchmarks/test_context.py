@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import context, environment, providers, timing
+from benchmarks import context, environment, peers, providers, timing
 from benchmarks.provider import Provider
 from benchmarks.shapes import Case
 
@@ -116,3 +116,15 @@ def test_the_real_clock_and_operator_run(tmp_path):
         CASE, [ours], environment.describe(CPU), CPU, 2, timing.CpuClock(), console
     )
     assert len(rows) == 1 and "hp_norm" in console.export_text()
+
+
+def test_inductor_in_place_writes_the_formula_over_its_inputs(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    inductor = Provider("inductor", "1", lambda _: None)
+    in_place = context.overwriting(inductor)
+    assert in_place.name == "inductor, in place"
+    x, residual = torch.randn(2, 64).bfloat16(), torch.randn(2, 64).bfloat16()
+    weight = torch.rand(64).bfloat16()
+    wanted = peers.native(x, residual, weight)
+    assert in_place.bind(CASE)(x, residual, weight) is None
+    torch.testing.assert_close((x, residual), wanted, rtol=0, atol=0)

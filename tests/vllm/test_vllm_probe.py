@@ -23,8 +23,8 @@ def test_a_kernel_pays_until_the_next_one_starts():
         event("norm", 50),
         event("product", 54),
     ]
-    assert probe._until_next(events) == {"norm": 20 + 4, "product": 20}
+    assert probe.until_next(events) == {"norm": 20 + 4, "product": 20}
 
 
 def test_no_kernels_no_times():
-    assert probe._until_next([event("launch", 1, CPU)]) == {}
+    assert probe.until_next([event("launch", 1, CPU)]) == {}
