@@ -143,6 +143,16 @@ def test_control_and_variants_are_compared_with_off():
     assert row["others"] == {} and "/off" not in console.export_text().replace("on/off", "")
 
 
+def test_of_a_prefill_the_first_tokens_are_compared():
+    work = {"kind": "prefill", "batch": 8, "input_len": 4, "output_len": 1}
+    slow = {**runs([]), "first_token_s": [1.5, 1.5]}
+    row = offline.summarise(work, {"off": runs([]), "on": runs([]), "control": slow})
+    assert (row["ttft_ratio"], row["others"]["control"][0]) == (1.0, 1.5)
+    console = Console(record=True, width=200)
+    report.print_offline(console, "title", {"rows": [row], "profiles": []})
+    assert "1.5000" in console.export_text()
+
+
 def test_variants_are_named_environments(capsys):
     words = "--variant no-pdl HP_NORM_PDL=0 --variant b HP_NORM_PLUGIN=layer HP_NORM_SCOPE=all"
     assert serve_llama.parse(words.split(), gpu=True).variants == {

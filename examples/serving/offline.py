@@ -161,18 +161,19 @@ def summarise(work: dict[str, Any], runs: dict[str, Any]) -> dict[str, Any]:
     first = {name: run["first_token_s"] for name, run in runs.items()}
     row["ttft_s"] = {name: stats.median(values) for name, values in first.items()}
     row["ttft_ratio"], row["ttft_spread"] = stats.paired_ratio(first[ON], first[OFF])
+    judged = first  # the time that the other engines are judged by: the first token of a prefill
     if work["output_len"] > 1:
         # The median step: a prefill that takes 10 ms more or less does not show in it.
-        tpot = {name: run["step_s"] for name, run in runs.items()}
+        judged = tpot = {name: run["step_s"] for name, run in runs.items()}
         row["tpot_s"] = {name: stats.median(values) for name, values in tpot.items()}
         row["tpot_ratio"], row["tpot_spread"] = stats.paired_ratio(tpot[ON], tpot[OFF])
-        row["others"] = {
-            name: stats.paired_ratio(tpot[name], tpot[OFF])
-            for name in tpot
-            if name not in (OFF, ON)
-        }
         row["tokens_off_on"] = stats.same_tokens(runs[OFF]["tokens"][-1], runs[ON]["tokens"][-1])
         row["tokens_off_off"] = stats.same_tokens(runs[OFF]["tokens"][0], runs[OFF]["tokens"][-1])
+    row["others"] = {
+        name: stats.paired_ratio(judged[name], judged[OFF])
+        for name in runs
+        if name not in (OFF, ON)
+    }
     row["raw"] = {
         name: {k: v for k, v in run.items() if k != "tokens"} for name, run in runs.items()
     }
