@@ -9,7 +9,7 @@ import pandas as pd
 from benchmarks import stats, timing
 from benchmarks.providers import COPY, CPU_PEERS, OURS, PEERS
 from benchmarks.records import KEY, OK
-from benchmarks.shapes import BANDS, Band
+from benchmarks.shapes import BANDS, HIDDEN_SIZES, Band
 
 # The spread that a single cell may show; the means are allowed none.
 CELL_SPREAD = 0.02
@@ -34,6 +34,11 @@ def latest(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame[frame["commit"] == newest.reindex(frame.index)]
     frame = frame.sort_values("date", kind="stable")
     return frame.drop_duplicates([*KEY, "provider"], keep="last").reset_index(drop=True)
+
+
+def in_grid(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the grid's widths: those of the founding table alone met fewer peers."""
+    return frame[frame["hidden_size"].isin(HIDDEN_SIZES)]
 
 
 def is_peer(frame: pd.DataFrame) -> pd.Series:

@@ -51,7 +51,7 @@ def load(paths: Iterable[Path]) -> dict[str, Results]:
     for name, rows in frame.groupby(frame["device"].map(short_name), sort=True):
         newest = rows.sort_values("date", kind="stable")["device"].iloc[-1]
         rows = rows[rows["device"] == newest].reset_index(drop=True)
-        found[name] = Results(name, rows, analysis.ours_against_peers(rows))
+        found[name] = Results(name, rows, analysis.ours_against_peers(analysis.in_grid(rows)))
     return found
 
 

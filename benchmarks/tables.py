@@ -13,7 +13,7 @@ from benchmarks.shapes import BANDS, FOUNDING_HIDDEN_SIZES, FOUNDING_NUM_TOKENS
 
 IMAGES = "docs/img"
 NOT_MEASURED = "not measured here"
-FOUNDING_DEVICES = ("H200", "B200", "H20")
+FOUNDING_DEVICES = ("H100", "H200", "B200", "H20")
 FLASHINFER = ("flashinfer_cute", "flashinfer_cuda")
 FLOOR_TOKENS = (1, 8, 64, 512, 1024, 4096, 16384)
 FLOOR_HIDDEN_SIZES = (4096, 8192, 16384)

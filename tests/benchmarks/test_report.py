@@ -55,12 +55,16 @@ def test_two_devices_of_one_name_are_not_mixed(tmp_path, cell_rows):
 def test_founding_table_takes_the_faster_flashinfer_and_names_who_was_not_measured(found):
     lines = tables.founding(found, "H200").splitlines()
     assert lines[0] == (
-        "| hidden size | H200 FlashInfer, us | H200 hp_norm, us | speed-up | B200 | H20 |"
+        "| hidden size | H100 | H200 FlashInfer, us | H200 hp_norm, us | speed-up | B200 | H20 |"
     )
     row = next(line for line in lines if line.startswith("| 4096 |"))
-    assert row == "| 4096 | 22.2 | 17.8 | 1.25 | not measured here | not measured here |"
+    assert row == (
+        "| 4096 | not measured here | 22.2 | 17.8 | 1.25 | not measured here | not measured here |"
+    )
     unmeasured = next(line for line in lines if line.startswith("| 20480 |"))
-    assert unmeasured == "| 20480 | - | - | - | not measured here | not measured here |"
+    assert unmeasured == (
+        "| 20480 | not measured here | - | - | - | not measured here | not measured here |"
+    )
     assert len([line for line in lines if line.startswith("| ")]) == 2 + 20
     assert "python -m benchmarks.run --founding" in lines[-1]
 
