@@ -3,8 +3,9 @@
 //   nvcc -std=c++20 -O3 -arch=sm_90 -Icsrc/cuda benchmarks/sweep.cu -o sweep && ./sweep > sweep.csv
 //   nvcc ... -DHP_NORM_SWEEP_ADD=false ...    # the plain norm
 //
-// Protocol of benchmarks/timing.py: below 512 tokens 64 calls a CUDA graph over 4 input sets, from
-// 512 tokens up inputs rotate over 4 times L2; in place; the median of 5 replays.
+// Protocol of benchmarks/timing.py: below 512 tokens 64 calls a CUDA graph over up to 4 input sets
+// that fit in L2, from 512 tokens up inputs rotate over 4 times L2; in place; the median of 5
+// replays.
 #include "launch.cuh"
 
 #ifndef HP_NORM_SWEEP_ADD
@@ -48,8 +49,11 @@ struct Bench {
   // Microseconds per call.
   float time(int num_tokens, int hidden_size, const LaunchConfig& config) {
     const size_t rows = static_cast<size_t>(num_tokens) * hidden_size;
-    const size_t rotating = 4 * static_cast<size_t>(l2_bytes) / (2 * rows * sizeof(Element)) + 1;
-    const size_t sets = std::min(num_tokens < 512 ? size_t{4} : rotating, pool_elements / 2 / rows);
+    const size_t set_bytes = (kAdd ? 2 : 1) * rows * sizeof(Element);
+    // As in benchmarks/timing.py: fewer than 4 sets where 4 do not fit in L2.
+    const size_t fitting = std::clamp<size_t>(l2_bytes / set_bytes, 1, 4);
+    const size_t rotating = 4 * static_cast<size_t>(l2_bytes) / set_bytes + 1;
+    const size_t sets = std::min(num_tokens < 512 ? fitting : rotating, pool_elements / 2 / rows);
     const int calls = num_tokens < 512 ? 64 : std::max<int>(4, sets);
     Graph graph(stream, [&] {
       for (int i = 0; i < calls; ++i) {
@@ -80,8 +84,9 @@ int main() {
       for (const int vecs : {1, 2, 4, 8}) {
         for (const int rows : {1, 2, 4}) {
           for (const int ctas : {1, 2, 4, 8}) {
-            for (const int options : {0,  1,  2,  3,  4,  5,  6,  7,  32,  33,  34,  35,
-                                      36, 37, 38, 39, 64, 66, 96, 98, 128, 130, 160, 162}) {
+            for (const int options :
+                 {0,  1,  2,  3,  4,   5,   6,   7,   32,  33,  34,  35,  36,  37,  38,  39,
+                  64, 66, 96, 98, 128, 130, 160, 162, 256, 257, 258, 259, 260, 262, 320, 322}) {
               const LaunchConfig config{16, vecs, rows, ctas, options};
               if (!is_valid(config, hidden_size * 2)) continue;
               std::printf("%s,%d,%d,%d,%d,%d,%d,%.3f\n", kAdd ? "fused_add" : "plain", num_tokens,
