@@ -92,22 +92,8 @@ void launch_norm(cudaStream_t stream, const Tensors& tensors, int num_tokens, in
   plan_prefetch(p, config, shape, num_sms, sizeof(Element), pitch, pitch);
 
   cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t launch{};
-  launch.gridDim = dim3(ceil_div(num_tokens, config.rows_per_cta) * config.ctas_per_row);
-  launch.blockDim = dim3(shape.threads_per_row, config.rows_per_cta);
-  launch.dynamicSmemBytes =
-      sizeof(float) * p.padded_chunks * config.rows_per_cta + stage_bytes(config, shape, kAdd);
+  cudaLaunchConfig_t launch = plan_launch(p, config, shape, dependent, attributes);
   launch.stream = stream;
-  launch.attrs = attributes;
-  if (dependent) {
-    attributes[launch.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[launch.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (config.ctas_per_row > 1) {
-    attributes[launch.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[launch.numAttrs++].val.clusterDim = {static_cast<unsigned>(config.ctas_per_row), 1,
-                                                    1};
-  }
   void* arguments[] = {&p};
   const void* function = kernel_of<kAdd>(config);
   check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -47,9 +47,10 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void*, void**) {
-  std::printf("launch: on device %d, stream %s, %u CTAs of %u threads\n", current_device,
+  std::printf("launch: on device %d, stream %s, %u CTAs of %u threads, %zu bytes, %u attributes\n",
+              current_device,
               config->stream == kStreamOfDevice1 ? "of device 1" : "of another device",
-              config->gridDim.x, config->blockDim.x);
+              config->gridDim.x, config->blockDim.x, config->dynamicSmemBytes, config->numAttrs);
   return launch_fails ? cudaErrorInvalidConfiguration : cudaSuccess;
 }
 

@@ -44,7 +44,7 @@ def test_the_device_of_the_tensors_is_guarded_and_restored(launcher):
         "stream: of device 1",
         *["attribute: of device 1"] * 3,
         f"launch: on device 1, stream of device 1, {rule.num_ctas} CTAs of "
-        f"{rule.threads_per_row} threads",
+        f"{rule.threads_per_row} threads, 128 bytes, 1 attributes",
         "guard gone: device 0",
     ]
 

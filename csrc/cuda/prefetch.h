@@ -1,5 +1,8 @@
-// What a launch starts ahead, L2 requests and the next grid: the host's side of rms_norm.cuh.
+// How a configuration is launched and what it starts ahead, L2 requests and the next grid: the
+// host's side of rms_norm.cuh, for the launcher and the benchmarks.
 #pragma once
+
+#include <cuda_runtime.h>
 
 #include <algorithm>
 
@@ -40,6 +43,30 @@ inline void plan_prefetch(NormParams& p, const LaunchConfig& config, const Launc
     p.x_ahead = ahead * x_pitch;
     p.residual_ahead = ahead * residual_pitch;
   }
+}
+
+// Grid, CTA, shared memory and attributes of a launch, which `attributes` must outlive. dependent:
+// it may start before the kernel before has ended.
+inline cudaLaunchConfig_t plan_launch(const NormParams& p, const LaunchConfig& config,
+                                      const LaunchShape& shape, bool dependent,
+                                      cudaLaunchAttribute (&attributes)[2]) {
+  const unsigned ctas_per_row = config.ctas_per_row;
+  cudaLaunchConfig_t launch{};
+  launch.gridDim =
+      dim3(static_cast<unsigned>(ceil_div(p.num_tokens, config.rows_per_cta)) * ctas_per_row);
+  launch.blockDim = dim3(shape.threads_per_row, config.rows_per_cta);
+  launch.dynamicSmemBytes = sizeof(float) * p.padded_chunks * config.rows_per_cta +
+                            stage_bytes(config, shape, p.residual != nullptr);
+  launch.attrs = attributes;
+  if (dependent) {
+    attributes[launch.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[launch.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (ctas_per_row > 1) {
+    attributes[launch.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[launch.numAttrs++].val.clusterDim = {ctas_per_row, 1, 1};
+  }
+  return launch;
 }
 
 }  // namespace hp_norm

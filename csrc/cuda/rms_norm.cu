@@ -177,28 +177,15 @@ void run_cuda(const NormCall& call) {
     throw std::runtime_error("hp_norm: more rows than one launch can take, got " +
                              std::to_string(call.num_tokens));
   }
+  const bool dependent = sm >= 90 && call.num_tokens <= dependent_launch_max_tokens();
   cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t launch{};
-  launch.gridDim = dim3(static_cast<unsigned>(ctas));
-  launch.blockDim = dim3(shape.threads_per_row, config.rows_per_cta);
-  launch.dynamicSmemBytes = sizeof(float) * params.padded_chunks * config.rows_per_cta +
-                            stage_bytes(config, shape, call.residual != nullptr);
+  cudaLaunchConfig_t launch = plan_launch(params, config, shape, dependent, attributes);
   if (launch.dynamicSmemBytes > kSharedBytesWithoutAsking) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(launch.dynamicSmemBytes)),
                "shared memory of a staged row");
   }
   launch.stream = static_cast<cudaStream_t>(stream);
-  launch.attrs = attributes;
-  if (sm >= 90 && call.num_tokens <= dependent_launch_max_tokens()) {
-    attributes[launch.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[launch.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (config.ctas_per_row > 1) {
-    attributes[launch.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[launch.numAttrs++].val.clusterDim = {static_cast<unsigned>(config.ctas_per_row), 1,
-                                                    1};
-  }
   void* arguments[] = {&params};
   check_cuda(cudaLaunchKernelExC(&launch, kernel, arguments), "kernel launch");
 }
