@@ -91,6 +91,13 @@ def test_no_rule_lets_the_next_grid_start_before_the_one_before_has_ended():
     assert not any("trigger_at_start" in rule.config.option_names() for rule in rules.table())
 
 
+@pytest.mark.parametrize("path", [path for path in rules.PATHS if path != "cached"])
+@pytest.mark.parametrize("vecs", [1, 2, 4])
+def test_a_cached_row_takes_no_other_path(path, vecs):
+    options = rules.OPTIONS["cached"] + rules.OPTIONS[path]
+    assert not rules.Config(16, vecs, options=options).is_valid(8192)
+
+
 def test_every_kernel_is_used_by_a_rule():
     """What no rule takes is compiled for nothing. A 32-byte rule serves 16-byte rows, too."""
 

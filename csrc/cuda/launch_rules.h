@@ -98,27 +98,27 @@ constexpr int32_t stage_bytes(const LaunchConfig& config, const LaunchShape& sha
 constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes) {
   const int32_t vecs = config.vecs_per_thread;
   const int32_t ctas = config.ctas_per_row;
+  const bool narrow = config.options & kNarrow;
   const bool staged = config.options & kStaged;
+  const bool cached = config.options & kCached;
   const bool known_width =
-      staged ? config.vec_bytes == 16 && (vecs == 4 || vecs == 8)
-             : (config.vec_bytes == 16 && (vecs == 1 || vecs == 2 || vecs == 4)) ||
-                   (config.vec_bytes == 32 && (vecs == 1 || vecs == 2));
+      staged   ? config.vec_bytes == 16 && (vecs == 4 || vecs == 8)
+      : cached ? config.vec_bytes == 16 && (vecs == 2 || vecs == 4)
+               : (config.vec_bytes == 16 && (vecs == 1 || vecs == 2 || vecs == 4)) ||
+                     (config.vec_bytes == 32 && (vecs == 1 || vecs == 2));
   const bool known_split =
       ctas == 1 || ((ctas == 2 || ctas == 4 || ctas == 8) && config.rows_per_cta == 1);
   if (!known_width || !known_split || config.rows_per_cta < 1) return false;
+  // Staged and cached rows have a CTA of their own.
+  if ((staged || cached) && (narrow || staged == cached || ctas != 1 || config.rows_per_cta != 1)) {
+    return false;
+  }
   const LaunchShape shape = launch_shape(config, row_bytes);
   if (config.options & kReread) {
     return config.vec_bytes == 16 && vecs == 1 && ctas == 1 && config.rows_per_cta == 1;
   }
-  if ((config.options & kNarrow) && (config.vec_bytes != 16 || vecs != kNarrowVecs)) return false;
-  if (staged) {
-    if ((config.options & kNarrow) || ctas != 1 || config.rows_per_cta != 1) return false;
-    if (stage_bytes(config, shape, true) > kMaxStageBytes) return false;
-  }
-  if (config.options & kCached) {
-    if (staged || (config.options & kNarrow) || ctas != 1 || config.rows_per_cta != 1) return false;
-    if (config.vec_bytes != 16 || vecs == 1) return false;
-  }
+  if (narrow && (config.vec_bytes != 16 || vecs != kNarrowVecs)) return false;
+  if (staged && stage_bytes(config, shape, true) > kMaxStageBytes) return false;
   // Rows of several warps meet at a named barrier each, and there are 15 beside the CTA's own.
   const bool barriers = shape.threads_per_row == kWarp || config.rows_per_cta <= 15;
   return barriers && shape.chunks_per_row <= kMaxSharedChunks &&

@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
   };
   // Two vectors: the row's sum first, and the residual while the other warps bring theirs. 2 % at
   // 64 and 128 tokens; in clusters, and behind the barrier, slower (H100, 2026-11-25).
-  constexpr bool kLateResidual = kVecs == 2 && !kCluster && !kStaged;
+  constexpr bool kLateResidual = kVecs == 2 && !kCluster;
   float sums[kVecs];
 #pragma unroll
   for (int i = 0; i < kVecs; ++i) {
