@@ -184,7 +184,10 @@ def without_dependent_launch(ours: Provider) -> Provider:
 
 
 def overwriting(inductor: Provider) -> Provider:
-    """Inductor's code for the formula, compiled to write over x and the residual."""
+    """Inductor's code for the formula, compiled to write over x and the residual.
+
+    Bound behind Inductor's own, which has Dynamo forget the case before.
+    """
 
     def norm(x: Tensor, residual: Tensor, weight: Tensor) -> None:
         y, h = peers.native(x, residual, weight)
@@ -192,7 +195,6 @@ def overwriting(inductor: Provider) -> Provider:
         residual.copy_(h)
 
     def bind(_case: Case) -> Call:
-        torch._dynamo.reset()
         return torch.compile(norm, dynamic=False, fullgraph=True)
 
     return replace(inductor, name=f"{inductor.name}, in place", bind=bind)
