@@ -271,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--out", type=Path, required=True, help="CSV to append to")
     args = parser.parse_args(arguments)
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console = Console() if sys.stdout.isatty() else Console(width=200)
     if not torch.cuda.is_available():
         console.print("no CUDA device here; a chain of products needs one", style="red")
         return 2

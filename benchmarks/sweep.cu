@@ -2,6 +2,7 @@
 //
 //   nvcc -std=c++20 -O3 -arch=sm_90 -Icsrc/cuda benchmarks/sweep.cu -o sweep && ./sweep > sweep.csv
 //   nvcc ... -DHP_NORM_SWEEP_ADD=false ...    # the plain norm
+//   ./sweep 128 256 > sweep.csv               # these numbers of tokens only
 //
 // Protocol of benchmarks/timing.py: below 512 tokens 64 calls a CUDA graph over up to 4 input sets
 // that fit in L2, from 512 tokens up inputs rotate over 4 times L2; in place; the median of 5
@@ -73,12 +74,16 @@ struct Bench {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  std::vector<int> tokens{1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
+  if (argc > 1) {
+    tokens.clear();
+    for (int i = 1; i < argc; ++i) tokens.push_back(std::atoi(argv[i]));
+  }
   Bench bench;
   for (int i = 0; i < 20; ++i) bench.time(4096, 4096, {16, 1, 1, 1, 0});
   std::printf("op,num_tokens,hidden_size,vecs_per_thread,rows_per_cta,ctas_per_row,options,us\n");
-  for (const int num_tokens :
-       {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384}) {
+  for (const int num_tokens : tokens) {
     for (const int hidden_size : {1024, 2048, 2560, 2880, 3072, 3584, 4096, 5120, 6144, 7168, 8192,
                                   12288, 14336, 16384, 18432, 20480, 24576, 28672, 32768}) {
       for (const int vecs : {1, 2, 4, 8}) {
