@@ -307,9 +307,9 @@ def _no_waiting(wait):
 def test_an_engine_that_dies_is_an_error_with_its_log(tmp_path, monkeypatch):
     from serving import client
 
-    script = tmp_path / "engine.py"
+    script = tmp_path / "worker.py"
     script.write_text("import sys; print('no such device'); sys.exit(1)")
-    monkeypatch.setattr(client, "ENGINE", script)
+    monkeypatch.setattr(client, "WORKER", script)
     log = tmp_path / "log"
     with EngineClient("on", {}, dict(os.environ), log) as engine, pytest.raises(EngineError) as e:
         engine.wait_until_ready(30)
@@ -319,7 +319,7 @@ def test_an_engine_that_dies_is_an_error_with_its_log(tmp_path, monkeypatch):
 
 def test_an_interrupted_run_ends_its_engines(tmp_path):
     """SIGTERM to the example, while an engine loads, leaves no process behind."""
-    fake = tmp_path / "fake_engine.py"
+    fake = tmp_path / "fake_worker.py"
     pid_file = tmp_path / "pid"
     fake.write_text(
         f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
@@ -328,7 +328,7 @@ def test_an_interrupted_run_ends_its_engines(tmp_path):
         f"import sys; sys.path.insert(0, {str(EXAMPLES)!r})\n"
         "import pathlib\n"
         "from serving import client, models\n"
-        f"client.ENGINE = pathlib.Path({str(fake)!r})\n"
+        f"client.WORKER = pathlib.Path({str(fake)!r})\n"
         "models.resolve = lambda name: models.Model('x', 'x', 'auto', 1)\n"
         "import serve_llama\n"
         f"sys.exit(serve_llama.main(['--out', {str(tmp_path / 'out')!r}]))\n"
@@ -355,6 +355,41 @@ def test_the_server_gets_the_engines_configuration(tmp_path):
     assert json.loads(command[command.index("--compilation-config") + 1]) == {
         "pass_config": {"fuse_norm_quant": False}
     }
+
+
+def test_one_process_drives_again_and_again(tmp_path):
+    """The benchmark client is imported once; a bad command line is an error, not its end."""
+    package = tmp_path / "vllm" / "benchmarks"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    (package / "serve.py").write_text(
+        "import os\n"
+        "def add_cli_args(parser): parser.add_argument('--to', required=True)\n"
+        "def main(args): open(args.to, 'a').write(f'{os.getpid()} ')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    seen = tmp_path / "seen"
+    with EngineClient("client", {}, environment, tmp_path / "log", "load") as client:
+        client.wait_until_ready(60)
+        client.ask("drive", arguments=["--to", str(seen)])
+        with pytest.raises(EngineError, match="load client: "):
+            client.ask("drive", arguments=["--to"])
+        client.ask("drive", arguments=["--to", str(seen)])
+    first, second = seen.read_text().split()
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("folder", "key"),
+    [
+        ("torch_compile_cache/3f0c9a7be1d24c55/rank_0_0/backbone", "3f0c9a7be1d2"),
+        ("torch_compile_cache/torch_aot_compile/44de79eaa8e5404b74/rank_0_0", "44de79eaa8e5"),
+        ("somewhere", "somewhere"),
+    ],
+)
+def test_the_key_of_a_cache_folder(folder, key):
+    assert cache._key(folder) == key
 
 
 def test_loads_are_rates_or_concurrencies():

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serving import offline, stats
+from serving.children import alone, progress_bar
 from serving.models import Model
 
 PLANS = {
@@ -38,14 +39,14 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     }
     args.memory = min(args.memory, 0.9 / len(plans))
     with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(offline.progress_bar())
+        progress = stack.enter_context(progress_bar())
         engines = offline.start(stack, model, args, progress, plans)
         task = progress.add_task("generating and scoring", total=len(plans) + 1)
         seen: dict[str, dict[str, Any]] = {}
         # The second run of "off" shows the noise of vLLM itself.
         for name in (*plans, "off again"):
             engine = engines[name.removesuffix(" again")]
-            with offline.alone(engine, args):
+            with alone(engine, args):
                 texts = _generate(engine, args)
                 basis = seen["off"]["texts"] if seen else texts
                 scores = [engine.ask("score", tokens=text) for text in basis]

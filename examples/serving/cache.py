@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from serving import offline, stats
+from serving.children import alone, progress_bar
 from serving.models import Model
 
 # The first two fill the cache; from the third on, each must find what its setting compiled.
@@ -34,15 +35,15 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
             plugin = "0" if setting == offline.OFF else args.plugin
             variables = {"HP_NORM_PLUGIN": plugin, "VLLM_CACHE_ROOT": root}
             with contextlib.ExitStack() as stack:
-                progress = stack.enter_context(offline.progress_bar())
+                progress = stack.enter_context(progress_bar())
                 name = f"start{number}_{setting}"
                 engine = offline.start(stack, model, args, progress, {name: variables})[name]
-                with offline.alone(engine, args):
-                    starts.append(_look(engine, setting, args))
+                with alone(engine, args):
+                    starts.append(_look(engine, setting, root, args))
     return {"starts": starts}
 
 
-def _look(engine: Any, setting: str, args: argparse.Namespace) -> dict[str, Any]:
+def _look(engine: Any, setting: str, root: str, args: argparse.Namespace) -> dict[str, Any]:
     work = {"batch": 1, "input_len": args.input_len, "seed": args.seed}
     length = min(args.output_len, 17)
     state = engine.ask("state")
@@ -50,7 +51,8 @@ def _look(engine: Any, setting: str, args: argparse.Namespace) -> dict[str, Any]
     profile = engine.ask("profile", output_len=length, **work)
     return {
         "plugin": setting,
-        "cache_dir": Path(state["cache_dir"]).name,
+        # The key is a folder on the way; on a GPU the last is `backbone`, whatever the key.
+        "cache_dir": str(Path(state["cache_dir"]).relative_to(root)),
         "compiled": state["compile"].get("num_aot_compiles"),
         "loaded": state["compile"].get("num_aot_artifacts_loaded"),
         "saved": state["compile"].get("num_aot_artifacts_saved"),
@@ -91,10 +93,16 @@ def show(console: Console, result: dict[str, Any]) -> None:
     for start in result["starts"]:
         table.add_row(
             start["plugin"],
-            start["cache_dir"][:12],
+            _key(start["cache_dir"]),
             str(start["compiled"]),
             str(start["loaded"]),
             f"{start['start_seconds']:.1f}",
             f"{start['hp_norm_per_step']:g}",
         )
     console.print(table)
+
+
+def _key(cache_dir: str) -> str:
+    """Return the start of the key in the name of a cache folder, to tell it by eye."""
+    parts = Path(cache_dir).parts
+    return next((part for part in parts if any(map(str.isdigit, part))), cache_dir)[:12]

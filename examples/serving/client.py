@@ -1,4 +1,4 @@
-"""The parent's side of `serving.engine`: start, ask, and a clear error when it dies."""
+"""The parent's side of `serving.worker`: start, ask, and a clear error when it dies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ENGINE = Path(__file__).with_name("engine.py")
+WORKER = Path(__file__).with_name("worker.py")
 
 
 class EngineError(RuntimeError):
@@ -49,18 +49,27 @@ def explain_log(log: Path) -> str:
 
 
 class EngineClient:
-    """A running engine. Use as a context manager: leaving it ends the process and its children."""
+    """A running engine, or another kind of `serving.worker`.
+
+    Use as a context manager: leaving it ends the process and its children.
+    """
 
     def __init__(
-        self, name: str, config: dict[str, Any], environment: dict[str, str], log: Path
+        self,
+        name: str,
+        config: dict[str, Any],
+        environment: dict[str, str],
+        log: Path,
+        kind: str = "engine",
     ) -> None:
         self.name = name
+        self.kind = kind
         self.log = log
         read_fd, write_fd = os.pipe()
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as sink:
             self._process = subprocess.Popen(
-                [sys.executable, str(ENGINE), str(write_fd), json.dumps(config)],
+                [sys.executable, str(WORKER), str(write_fd), kind, json.dumps(config)],
                 stdin=subprocess.PIPE,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
@@ -109,7 +118,7 @@ class EngineClient:
     def send(self, do: str, **arguments: Any) -> None:
         """Send a command without waiting."""
         if self._process.stdin is None:
-            raise EngineError(f"engine {self.name}: not started")
+            raise EngineError(f"{self.kind} {self.name}: not started")
         try:
             self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self._process.stdin.flush()
@@ -148,5 +157,5 @@ class EngineClient:
 
     def _failure(self, what: str) -> EngineError:
         hint = explain_log(self.log)
-        text = f"engine {self.name}: {what}" + (f" ({hint})" if hint else "")
+        text = f"{self.kind} {self.name}: {what}" + (f" ({hint})" if hint else "")
         return EngineError(f"{text}\n  end of {self.log}:\n{end_of(self.log)}")

@@ -1,18 +1,12 @@
-"""One vLLM engine in a process of its own, driven by JSON lines.
+"""One vLLM engine, in a process of its own (`serving.worker`).
 
-Started by `serving.client` as `python engine.py REPLY_FD CONFIG`. Commands come on stdin, one JSON
-object a line; each gets one reply on the descriptor REPLY_FD, since vLLM writes to stdout.
 Two engines, plugin off and on, can then be alive at once and be measured in turn.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import sys
 import time
-import traceback
 from collections import defaultdict
 from typing import Any
 
@@ -135,34 +129,3 @@ class Engine:
             fewest = min(map(len, tokens.values()))
             arrivals += [time.perf_counter() - started] * (fewest - len(arrivals))
         return arrivals, [tokens[name] for name in names]
-
-
-def main() -> int:
-    """Serve commands until stdin closes or `quit`."""
-    reply = os.fdopen(int(sys.argv[1]), "w", buffering=1)
-
-    def answer(message: dict[str, Any]) -> None:
-        reply.write(json.dumps(message) + "\n")
-
-    try:
-        engine = Engine(json.loads(sys.argv[2]))
-    except Exception as error:
-        traceback.print_exc()
-        answer({"error": f"{type(error).__name__}: {error}"})
-        return 1
-    answer({"ready": engine.start_seconds})
-    for line in sys.stdin:
-        command = json.loads(line)
-        method = command.pop("do")
-        if method == "quit":
-            break
-        try:
-            answer({"result": getattr(engine, method)(**command)})
-        except Exception as error:
-            traceback.print_exc()
-            answer({"error": f"{type(error).__name__}: {error}"})
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

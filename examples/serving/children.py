@@ -1,0 +1,92 @@
+"""The processes that load a model, engines and servers: started, and let run, alike."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
+
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+START_TIMEOUT = 900.0
+
+
+class Child(Protocol):
+    """An engine or a server. A context manager: leaving it ends the process."""
+
+    name: str
+    kind: str
+
+    def pause(self) -> None:
+        """Stop it where it is."""
+
+    def resume(self) -> None:
+        """Let it run on."""
+
+    def wait_until_ready(self, timeout: float, tick: Callable[[], None]) -> Any:
+        """Wait until it has loaded its model; `tick` is called meanwhile."""
+
+    def __enter__(self) -> Any:
+        """Return the child."""
+
+    def __exit__(self, *exc: object) -> None:
+        """End it."""
+
+
+AnyChild = TypeVar("AnyChild", bound=Child)
+
+
+def progress_bar() -> Progress:
+    """Return the progress display that every mode uses."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, transient=True)
+
+
+def start_all(
+    stack: contextlib.ExitStack,
+    children: Iterable[AnyChild],
+    args: argparse.Namespace,
+    progress: Progress,
+) -> dict[str, AnyChild]:
+    """Start each child by drawing it from `children`, and return them by name, ready.
+
+    On a GPU machine all load at once. On a CPU one after the other, each paused once it is ready:
+    an idle engine still polls there, and takes from the others what they need.
+    """
+    task = progress.add_task("starting", total=None)
+    started: dict[str, AnyChild] = {}
+    for child in children:
+        started[child.name] = stack.enter_context(child)
+        if not args.gpu:
+            _wait(child, progress, task)
+            child.pause()
+    if args.gpu:
+        for child in started.values():
+            _wait(child, progress, task)
+    progress.update(task, visible=False)
+    return started
+
+
+def _wait(child: Child, progress: Progress, task: Any) -> None:
+    started = time.monotonic()
+
+    def tick() -> None:
+        seconds = time.monotonic() - started
+        progress.update(task, description=f"loading {child.kind} {child.name} ({seconds:.0f} s)")
+
+    child.wait_until_ready(START_TIMEOUT, tick)
+
+
+@contextlib.contextmanager
+def alone(child: AnyChild, args: argparse.Namespace) -> Iterator[AnyChild]:
+    """Let one child run; on a CPU the others stay paused meanwhile."""
+    if args.gpu:
+        yield child
+        return
+    child.resume()
+    try:
+        yield child
+    finally:
+        child.pause()
