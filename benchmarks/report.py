@@ -22,6 +22,7 @@ from benchmarks.environment import ROOT
 from benchmarks.tables import IMAGES, TABLES
 
 RESULTS = ROOT / "benchmarks" / "results"
+DTYPES = RESULTS / "dtypes"  # several dtypes in one process, no peers
 _BLOCK = re.compile(r"<!-- bench:(?P<name>\S+) -->\n(?P<body>.*?)<!-- /bench:(?P=name) -->", re.S)
 _OPENING = re.compile(r"<!-- bench:(\S+) -->")
 
@@ -97,7 +98,7 @@ def print_bounds(console: Console, found: dict[str, results.Results]) -> None:
         table = Table(title=f"bounds on {device}")
         for column in ("", "bound", "reached", "where", ""):
             table.add_column(column)
-        for bound in analysis.all_bounds(one.cells):
+        for bound in analysis.all_bounds(one.cells, one.dtypes):
             style = "green" if bound.is_met else "red"
             sign = "<=" if bound.at_most else ">="
             table.add_row(
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=140)
     try:
         paths = args.csv or sorted(RESULTS.glob("*.csv"))
-        found = results.load(paths)
+        found = results.load(paths, [] if args.csv else sorted(DTYPES.glob("*.csv")))
         left_out = len(records.read(paths)) - sum(len(one.rows) for one in found.values())
         changed = stale(root, found)
     except (DocumentError, ValueError, OSError) as error:

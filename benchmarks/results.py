@@ -21,11 +21,16 @@ def short_name(device: str) -> str:
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of one device and the cells in which we can be compared with a peer."""
+    """The rows of one device and the cells in which we can be compared with a peer.
+
+    ``dtypes``: rows of several dtypes that one process timed, without peers.  They are rows apart,
+    since a short call takes a few percent less time where no peers are in the process.
+    """
 
     device: str
     rows: pd.DataFrame
     cells: pd.DataFrame
+    dtypes: pd.DataFrame
 
     def part(self, op: str, dtype: str) -> pd.DataFrame:
         """The cells of one operator and dtype, under the protocol their size is judged by."""
@@ -41,21 +46,34 @@ class Results:
         )
 
 
-def load(paths: Iterable[Path]) -> dict[str, Results]:
+def load(paths: Iterable[Path], dtype_paths: Iterable[Path] = ()) -> dict[str, Results]:
     """Results by short device name, each of the one device that was measured last under it.
 
     Rows of a forced protocol are left out.
     """
+    dtypes = _of_devices(dtype_paths)
+    return {
+        name: Results(
+            name,
+            rows,
+            analysis.ours_against_peers(analysis.in_grid(rows)),
+            dtypes.get(name, rows),
+        )
+        for name, rows in _of_devices(paths).items()
+    }
+
+
+def _of_devices(paths: Iterable[Path]) -> dict[str, pd.DataFrame]:
     frame = analysis.latest(analysis.default_protocol(records.read(paths)))
     found = {}
     for name, rows in frame.groupby(frame["device"].map(short_name), sort=True):
         newest = rows.sort_values("date", kind="stable")["device"].iloc[-1]
-        rows = rows[rows["device"] == newest].reset_index(drop=True)
-        found[name] = Results(name, rows, analysis.ours_against_peers(analysis.in_grid(rows)))
+        found[name] = rows[rows["device"] == newest].reset_index(drop=True)
     return found
 
 
 def of_device(found: dict[str, Results], name: str) -> Results:
     """The results of a device, empty when there are none."""
     nothing = records.read([])
-    return found.get(name) or Results(name, nothing, analysis.ours_against_peers(nothing))
+    empty = Results(name, nothing, analysis.ours_against_peers(nothing), nothing)
+    return found.get(name) or empty

@@ -69,7 +69,8 @@ def environment(all_results: dict[str, Results], device: str) -> str:
 def bounds(all_results: dict[str, Results], device: str) -> str:
     """Every bound, what was reached and whether that meets it."""
     rows = []
-    for bound in analysis.all_bounds(of_device(all_results, device).cells):
+    found = of_device(all_results, device)
+    for bound in analysis.all_bounds(found.cells, found.dtypes):
         sign = "at most" if bound.at_most else "at least"
         reached = ratio(bound.reached) + (f" ({bound.where})" if bound.where else "")
         rows.append([bound.name, f"{sign} {bound.bound:.2f}", reached, bound.verdict])

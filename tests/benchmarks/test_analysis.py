@@ -134,12 +134,11 @@ def test_verdicts(reached, spread, verdict):
 
 def test_fp16_is_bounded_from_above(cell_rows):
     def both(fp16):
-        return analysis.ours_against_peers(
-            frame(
-                cell_rows(1, 1024, {"hp_norm": 1.0, "quack": 1.0}),
-                cell_rows(1, 1024, {"hp_norm": fp16, "quack": 1.0}, dtype="fp16"),
-                cell_rows(1, 2048, {"hp_norm": 9.0, "quack": 1.0}, dtype="fp16"),
-            )
+        return frame(
+            cell_rows(1, 1024, {"hp_norm": 1.0, "copy": 1.0}),
+            cell_rows(1, 1024, {"hp_norm": fp16, "copy": 9.0}, dtype="fp16"),
+            cell_rows(1, 2048, {"hp_norm": 9.0}, dtype="fp16"),
+            cell_rows(1, 2048, {"hp_norm": 1.0}, op="plain"),
         )
 
     assert analysis.fp16_bound(both(1.02)).verdict == "met"
@@ -163,5 +162,6 @@ def test_plain_is_bounded_by_its_worst_cell(cell_rows):
 
 
 def test_nothing_measured_is_never_met():
-    cells = analysis.ours_against_peers(records.read([]))
-    assert {bound.verdict for bound in analysis.all_bounds(cells)} == {"not measured"}
+    nothing = records.read([])
+    cells = analysis.ours_against_peers(nothing)
+    assert {bound.verdict for bound in analysis.all_bounds(cells, nothing)} == {"not measured"}
