@@ -28,7 +28,8 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "gpu": _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
         # HP_NORM_COMMIT, as for the benchmark: of a copy without its history.
-        "commit": os.environ.get("HP_NORM_COMMIT") or _output("git", "-C", here, "rev-parse", "HEAD"),
+        "commit": os.environ.get("HP_NORM_COMMIT")
+        or _output("git", "-C", here, "rev-parse", "HEAD"),
     }
 
 

@@ -198,9 +198,7 @@ def test_stale_documents_are_found(tmp_path, found):
 
 def test_the_committed_documents_say_what_the_committed_results_say():
     """README.md and docs/ are made by `make bench-report` and not edited by hand."""
-    found = results.load(
-        sorted(report.RESULTS.glob("*.csv")), sorted(report.DTYPES.glob("*.csv"))
-    )
+    found = results.load(sorted(report.RESULTS.glob("*.csv")), sorted(report.DTYPES.glob("*.csv")))
     stale = report.stale(report.ROOT, found)
     assert not stale, f"run make bench-report: {', '.join(path.name for path in stale)}"
 
