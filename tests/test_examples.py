@@ -399,12 +399,22 @@ def test_loads_are_rates_or_concurrencies():
     assert [load["--max-concurrency"] for load in server.loads(args)] == ["1", "8"]
 
 
-def test_a_chart_is_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
-    bars = {"TPOT": [("decode 1", 0.99, 0.001), ("decode 8", 0.98, 0.002)], "TTFT": []}
+def test_a_chart_names_every_workload_of_every_panel(tmp_path, monkeypatch):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figures = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    bars = {
+        "TTFT": [("decode 1", 1.0, 0.01), ("prefill 8", 0.99, 0.02)],
+        "TPOT": [("decode 1", 0.99, 0.001)],
+        "ITL": [],
+    }
     path = tmp_path / "chart.png"
     report.chart(path, "tiny-llama", bars)
     assert path.read_bytes().startswith(b"\x89PNG")
+    shared = figures[0].axes[0]
+    assert [label.get_text() for label in shared.get_yticklabels()] == ["decode 1", "prefill 8"]
+    low, high = sorted(shared.get_ylim())
+    assert low < 0 and high > 1
 
 
 @pytest.mark.parametrize(

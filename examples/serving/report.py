@@ -139,22 +139,23 @@ def chart(path: Path, title: str, bars: dict[str, list[tuple[str, float, float]]
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    height = 1.2 + 0.32 * max(len(group) for group in bars.values())
+    # One line a workload, the same in every panel: not every metric has all of them.
+    labels = list(dict.fromkeys(label for group in bars.values() for label, _, _ in group))
+    height = 1.2 + 0.32 * len(labels)
     figure, axes = pyplot.subplots(
         1, len(bars), figsize=(3.2 * len(bars), height), sharey=True, squeeze=False
     )
     for axis, (metric, group) in zip(axes[0], bars.items(), strict=True):
-        positions = range(len(group))
+        positions = [labels.index(label) for label, _, _ in group]
         axis.axvline(1.0, color="0.6", linewidth=1)
         axis.errorbar(
             [ratio for _, ratio, _ in group], positions, xerr=[s for _, _, s in group],
             fmt="o", color="#1b6ca8", ecolor="0.4", capsize=2,
         )  # fmt: skip
         axis.set_title(metric, fontsize=9)
-        axis.set_yticks(positions, [label for label, _, _ in group], fontsize=8)
+        axis.set_yticks(range(len(labels)), labels, fontsize=8)
         axis.tick_params(axis="x", labelsize=8)
-    axes[0][0].set_ylim(-0.6, axes[0][0].get_ylim()[1] + 0.5)
-    axes[0][0].invert_yaxis()
+    axes[0][0].set_ylim(len(labels) - 0.4, -0.6)
     figure.suptitle(f"{title}: on / off", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
