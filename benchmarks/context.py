@@ -12,7 +12,8 @@ difference is the noise.
 
 Inductor is timed as it stands and writing over x and the residual, as its code does in a model.
 ``--profile`` prints what each kernel of a layer takes until the next one starts: what a norm does
-to the product behind it shows there.
+to the product behind it shows there. ``--past`` adds attention over so many tokens and the gate of
+the MLP, as a decode step has them, which push more code and data out of the caches.
 """
 
 from __future__ import annotations
@@ -39,85 +40,13 @@ from benchmarks import (
     timing,
     tune,
 )
+from benchmarks.decoder import LAYERS, NORMS_PER_LAYER, Chain
 from benchmarks.provider import Call, Outputs, Provider, one_line
 from benchmarks.shapes import DTYPES, Case
 
-LAYERS = 8
-NORMS_PER_LAYER = 2
 GRAPHS_PER_PROVIDER = 2
 NO_NORM = "products only"
 PROTOCOL = "context"
-# Rows of each product's matrix over the hidden size: q, k and v of a grouped-query attention, and
-# a gated MLP of 3.5 times the width, as in Llama 3.
-QKV, GATE_UP, DOWN = 1.5, 7, 3.5
-
-
-class Layer:
-    """The matrices of one decoder layer and the weights of its norms."""
-
-    def __init__(self, hidden: int, normal: Callable[..., Tensor]) -> None:
-        def matrix(rows: int, columns: int) -> Tensor:
-            # As a model holds its weights, [out, in]: the layout decides which kernel cuBLAS takes.
-            return (normal(columns, rows) / rows**0.5).t()
-
-        self.qkv = matrix(hidden, int(QKV * hidden))
-        self.out = matrix(hidden, hidden)
-        self.gate_up = matrix(hidden, GATE_UP * hidden)
-        self.down = matrix(int(DOWN * hidden), hidden)
-        self.norms = [normal(hidden) * 0.25 + 1 for _ in range(NORMS_PER_LAYER)]
-
-
-class Chain:
-    """The buffers of one shape, and the graphs that run through them."""
-
-    def __init__(self, case: Case, device: torch.device) -> None:
-        rows, hidden = case.num_tokens, case.hidden_size
-        generator = torch.Generator(device).manual_seed(0)
-
-        def normal(*shape: int) -> Tensor:
-            kind = {"device": device, "dtype": case.torch_dtype, "generator": generator}
-            return torch.randn(shape, **kind)
-
-        self.layers = [Layer(hidden, normal) for _ in range(LAYERS)]
-        self.x0, self.residual0 = normal(rows, hidden), normal(rows, hidden)
-        self.x, self.residual = self.x0.clone(), self.residual0.clone()
-        self.wide = self.x.new_empty(rows, GATE_UP * hidden)
-        self.narrow = [torch.empty_like(self.x) for _ in range(2)]
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-
-    def reset(self) -> None:
-        """Write the first values again: an in-place norm lets its residual grow."""
-        self.x.copy_(self.x0)
-        self.residual.copy_(self.residual0)
-
-    def _product(self, x: Tensor, matrix: Tensor, out: Tensor) -> Tensor:
-        columns = matrix.shape[1]
-        return torch.mm(x[:, : matrix.shape[0]], matrix, out=out[:, :columns])
-
-    def _run(self, norm: Call | None) -> None:
-        x, residual = self.x, self.residual
-        for layer in self.layers:
-            halves = ((layer.qkv, layer.out), (layer.gate_up, layer.down))
-            for (first, second), weight, out in zip(halves, layer.norms, self.narrow, strict=True):
-                x = self._product(self._product(x, first, self.wide), second, out)
-                if norm is not None:
-                    outputs = norm(x, residual, weight)
-                    x, residual = (x, residual) if outputs is None else outputs
-
-    def capture(self, norm: Call | None) -> Callable[[], None]:
-        """Capture the chain with a norm, or without; on a CPU, in tests, there is no graph."""
-        if self.stream is None:
-            return lambda: self._run(norm)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self.stream):
-            self._run(norm)
-            self.stream.synchronize()
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                self._run(norm)
-            finally:
-                graph.capture_end()
-        return graph.replay
 
 
 @dataclass(frozen=True)
@@ -206,12 +135,14 @@ def _row(
     case: Case,
     provider: Provider,
     added: Added,
+    past: int,
 ) -> records.Row:
     return records.Row(
         commit=env.commit, date=env.date, device=env.device, sm_clock_mhz=None, mem_clock_mhz=None,
         driver=env.driver, cuda=env.cuda, torch=env.torch, provider=provider.name,
         provider_version=provider.version, op=case.op, dtype=case.dtype,
-        num_tokens=case.num_tokens, hidden_size=case.hidden_size, protocol=PROTOCOL,
+        num_tokens=case.num_tokens, hidden_size=case.hidden_size,
+        protocol=f"{PROTOCOL}, {past} past" if past else PROTOCOL,
         us=added.us, us_spread=added.noise / max(added.us, 1e-3), gb_per_s=None, ratio_to_copy=None,
         rule=cell.rule_of(case, device) if provider.name.startswith(providers.OURS) else "",
         status=records.OK, reason="",
@@ -227,9 +158,10 @@ def run_case(
     clock: timing.Clock,
     console: Console,
     with_profile: bool = False,
+    past: int = 0,
 ) -> list[records.Row]:
     """Measure one shape, print its table and return its rows; who raises is left out, by name."""
-    chain = Chain(case, device)
+    chain = Chain(case, device, past)
     calls: dict[str, Call] = {}
     for provider in loaded:
         try:
@@ -254,7 +186,7 @@ def run_case(
         }
         step_profile.show(console, str(case), profiles)
     by_name = {provider.name: provider for provider in loaded}
-    return [_row(env, device, case, by_name[added.name], added) for added in found]
+    return [_row(env, device, case, by_name[added.name], added, past) for added in found]
 
 
 @torch.no_grad()
@@ -268,6 +200,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--configs", default=None, help="also time configurations so named")
     parser.add_argument("--options", nargs="+", default=[], help="in every subset of these")
     parser.add_argument("--profile", action="store_true", help="times of the products, too")
+    parser.add_argument(
+        "--past", type=int, default=0, help="tokens to attend to: with attention and the gate"
+    )
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--out", type=Path, required=True, help="CSV to append to")
     args = parser.parse_args(arguments)
@@ -294,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     configs = tune.candidates(case, device, args.options, args.configs)
                 every = [*loaded, *configs]
                 rows = run_case(
-                    case, every, env, device, args.repeats, clock, console, args.profile
+                    case, every, env, device, args.repeats, clock, console, args.profile, args.past
                 )
                 writer.write(rows)
     except ValueError as error:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import context, environment, peers, providers, timing
+from benchmarks import context, decoder, environment, peers, providers, timing
 from benchmarks.provider import Provider
 from benchmarks.shapes import Case
 
@@ -33,13 +33,13 @@ class StepClock:
 @pytest.fixture
 def clock(monkeypatch):
     counted = StepClock()
-    product = context.Chain._product
+    product = decoder.Chain._product
 
     def counting(self, *arguments):
         counted.steps += 10
         return product(self, *arguments)
 
-    monkeypatch.setattr(context.Chain, "_product", counting)
+    monkeypatch.setattr(decoder.Chain, "_product", counting)
     return counted
 
 
@@ -52,7 +52,7 @@ def norm_of_cost(clock, cost):
 
 
 def test_what_a_norm_adds_is_the_difference_to_the_products_alone(clock):
-    chain = context.Chain(CASE, CPU)
+    chain = decoder.Chain(CASE, CPU)
     calls = {"dear": norm_of_cost(clock, 7), "cheap": norm_of_cost(clock, 3)}
     alone, found = context.measure(chain, calls, 3, clock)
     assert alone == 20  # two products a norm
@@ -63,7 +63,7 @@ def test_what_a_norm_adds_is_the_difference_to_the_products_alone(clock):
 
 
 def test_every_norm_of_every_layer_is_called_with_its_own_weight(clock):
-    chain = context.Chain(CASE, CPU)
+    chain = decoder.Chain(CASE, CPU)
     seen = []
 
     def norm(x, residual, weight):
@@ -72,12 +72,28 @@ def test_every_norm_of_every_layer_is_called_with_its_own_weight(clock):
         return None
 
     chain.capture(norm)()
-    assert len(seen) == len(set(seen)) == context.LAYERS * context.NORMS_PER_LAYER
+    assert len(seen) == len(set(seen)) == decoder.LAYERS * decoder.NORMS_PER_LAYER
+
+
+def test_attention_and_the_gate_stand_between_the_products(clock):
+    """The layer of a Llama without rotary embedding, against plain PyTorch."""
+    case = Case("fused_add", "fp32", 3, 64)
+    chain = decoder.Chain(case, CPU, past=5)
+    chain.capture(None)()
+    x = chain.x
+    for layer in chain.layers:
+        queries = (x @ layer.qkv)[:, :64].view(3, 4, 1, 16)
+        keys, values = (one.repeat_interleave(4, dim=1) for one in (layer.keys, layer.values))
+        weights = (queries @ keys.transpose(-1, -2) / 16**0.5).softmax(-1)
+        x = (weights @ values).reshape(3, 64) @ layer.out
+        gate, up = (x @ layer.gate_up).chunk(2, dim=1)
+        x = (torch.nn.functional.silu(gate) * up) @ layer.down
+    torch.testing.assert_close(chain.narrow[1], x)
 
 
 @pytest.mark.parametrize("in_place", [True, False])
 def test_the_residual_is_handed_on(clock, in_place):
-    chain = context.Chain(CASE, CPU)
+    chain = decoder.Chain(CASE, CPU)
     sums = []
 
     def norm(x, residual, weight):
@@ -115,7 +131,11 @@ def test_the_real_clock_and_operator_run(tmp_path):
     rows = context.run_case(
         CASE, [ours], environment.describe(CPU), CPU, 2, timing.CpuClock(), console
     )
-    assert len(rows) == 1 and "hp_norm" in console.export_text()
+    assert [row.protocol for row in rows] == ["context"] and "hp_norm" in console.export_text()
+    rows = context.run_case(
+        CASE, [ours], environment.describe(CPU), CPU, 2, timing.CpuClock(), console, past=3
+    )
+    assert [row.protocol for row in rows] == ["context, 3 past"]
 
 
 def test_inductor_in_place_writes_the_formula_over_its_inputs(monkeypatch):
