@@ -84,7 +84,7 @@ def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "output") -> 
     assert actual.untyped_storage().data_ptr() != expected.untyped_storage().data_ptr() or (
         actual.numel() == 0
     ), "compared with itself"
-    # Where the result is: thousands of comparisons on a CPU are most of the time of the GPU tests.
+    # Where the result is: the tests of every configuration compare thousands of results.
     if torch.equal(_bits(actual), _bits(expected.to(actual.device))):
         return
     actual, expected = actual.cpu(), expected.cpu()
