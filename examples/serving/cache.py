@@ -52,7 +52,7 @@ def _look(engine: Any, setting: str, root: str, args: argparse.Namespace) -> dic
     return {
         "plugin": setting,
         # The key is a folder on the way; on a GPU the last is `backbone`, whatever the key.
-        "cache_dir": str(Path(state["cache_dir"]).relative_to(root)),
+        "cache_dir": state["cache_dir"].removeprefix(root),
         "compiled": state["compile"].get("num_aot_compiles"),
         "loaded": state["compile"].get("num_aot_artifacts_loaded"),
         "saved": state["compile"].get("num_aot_artifacts_saved"),

@@ -5,37 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from serving.client import EngineClient
+from serving.server_process import Server
+
 START_TIMEOUT = 900.0
 
-
-class Child(Protocol):
-    """An engine or a server. A context manager: leaving it ends the process."""
-
-    name: str
-    kind: str
-
-    def pause(self) -> None:
-        """Stop it where it is."""
-
-    def resume(self) -> None:
-        """Let it run on."""
-
-    def wait_until_ready(self, timeout: float, tick: Callable[[], None]) -> Any:
-        """Wait until it has loaded its model; `tick` is called meanwhile."""
-
-    def __enter__(self) -> Any:
-        """Return the child."""
-
-    def __exit__(self, *exc: object) -> None:
-        """End it."""
-
-
-AnyChild = TypeVar("AnyChild", bound=Child)
+Child = TypeVar("Child", EngineClient, Server)
 
 
 def progress_bar() -> Progress:
@@ -46,17 +26,17 @@ def progress_bar() -> Progress:
 
 def start_all(
     stack: contextlib.ExitStack,
-    children: Iterable[AnyChild],
+    children: Iterable[Child],
     args: argparse.Namespace,
     progress: Progress,
-) -> dict[str, AnyChild]:
+) -> dict[str, Child]:
     """Start each child by drawing it from `children`, and return them by name, ready.
 
     On a GPU machine all load at once. On a CPU one after the other, each paused once it is ready:
     an idle engine still polls there, and takes from the others what they need.
     """
     task = progress.add_task("starting", total=None)
-    started: dict[str, AnyChild] = {}
+    started: dict[str, Child] = {}
     for child in children:
         started[child.name] = stack.enter_context(child)
         if not args.gpu:
@@ -69,7 +49,7 @@ def start_all(
     return started
 
 
-def _wait(child: Child, progress: Progress, task: Any) -> None:
+def _wait(child: EngineClient | Server, progress: Progress, task: Any) -> None:
     started = time.monotonic()
 
     def tick() -> None:
@@ -80,7 +60,7 @@ def _wait(child: Child, progress: Progress, task: Any) -> None:
 
 
 @contextlib.contextmanager
-def alone(child: AnyChild, args: argparse.Namespace) -> Iterator[AnyChild]:
+def alone(child: Child, args: argparse.Namespace) -> Iterator[Child]:
     """Let one child run; on a CPU the others stay paused meanwhile."""
     if args.gpu:
         yield child

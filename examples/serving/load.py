@@ -22,7 +22,7 @@ class Load:
 
     def drive(self, arguments: list[str]) -> None:
         """Run it once, with the command line of `vllm bench serve`."""
-        parser = argparse.ArgumentParser(exit_on_error=False)
+        parser = argparse.ArgumentParser()
         self._serve.add_cli_args(parser)
         try:
             self._serve.main(parser.parse_args(arguments))

@@ -119,7 +119,6 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     ports = {name: args.port + number for number, name in enumerate(plans)}
     for port in ports.values():
         check_port(port)
-    environment = {"VLLM_SERVER_DEV_MODE": "1"}
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress_bar())
         out = Path(args.out)
@@ -133,7 +132,7 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
                 name,
                 ports[name],
                 serve_command(model, ports[name], args),
-                child_environment({"HP_NORM_PLUGIN": plugin, **environment}),
+                child_environment({"HP_NORM_PLUGIN": plugin, "VLLM_SERVER_DEV_MODE": "1"}),
                 out / f"server_{name}.log",
             )
             for name, plugin in plans.items()
