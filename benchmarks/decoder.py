@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks import timing
 from benchmarks.provider import Call
 from benchmarks.shapes import Case
 
@@ -118,15 +119,8 @@ class Chain:
 
     def capture(self, norm: Call | None) -> Callable[[], None]:
         """Capture the chain with a norm, or without; on a CPU, in tests, there is no graph."""
-        if self.stream is None:
-            return lambda: self._run(norm)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(self.stream):
+
+        def run() -> None:
             self._run(norm)
-            self.stream.synchronize()
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                self._run(norm)
-            finally:
-                graph.capture_end()
-        return graph.replay
+
+        return run if self.stream is None else timing.captured(self.stream, run, run)

@@ -74,6 +74,7 @@ def _of_devices(paths: Iterable[Path]) -> dict[str, pd.DataFrame]:
 
 def of_device(found: dict[str, Results], name: str) -> Results:
     """The results of a device, empty when there are none."""
+    if name in found:
+        return found[name]
     nothing = records.read([])
-    empty = Results(name, nothing, analysis.ours_against_peers(nothing), nothing)
-    return found.get(name) or empty
+    return Results(name, nothing, analysis.ours_against_peers(nothing), nothing)

@@ -79,11 +79,9 @@ struct Bench {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::vector<int> tokens{1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
-  if (argc > 1) {
-    tokens.clear();
-    for (int i = 1; i < argc; ++i) tokens.push_back(std::atoi(argv[i]));
-  }
+  std::vector<int> tokens;
+  for (int i = 1; i < argc; ++i) tokens.push_back(std::atoi(argv[i]));
+  if (argc == 1) tokens = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
   Bench bench;
   for (int i = 0; i < 20; ++i) bench.time(4096, 4096, {16, 1, 1, 1, 0});
   std::printf("op,num_tokens,hidden_size,vecs_per_thread,rows_per_cta,ctas_per_row,options,us\n");

@@ -147,6 +147,23 @@ class Clock(Protocol):
         """Give back the memory of replays that are no longer referenced."""
 
 
+def captured(
+    stream: torch.cuda.Stream, warm_up: Callable[[], object], run: Callable[[], object]
+) -> Replay:
+    """A CUDA graph of what ``run`` puts on a stream, after ``warm_up``, which compiles."""
+    graph = torch.cuda.CUDAGraph()
+    # Not torch.cuda.graph(): it empties the allocator's cache, at every one of the captures.
+    with torch.cuda.stream(stream):
+        warm_up()
+        stream.synchronize()
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            run()
+        finally:
+            graph.capture_end()
+    return graph.replay
+
+
 class GraphClock:
     """CUDA graphs for the replays, CUDA events for the time."""
 
@@ -157,21 +174,15 @@ class GraphClock:
     def prepare(self, call: Call, sets: InputSets, plan: Plan) -> Replay:
         """Capture the calls in a CUDA graph."""
         torch.cuda.synchronize(self.device)
-        graph = torch.cuda.CUDAGraph()
         kept = []
-        # Not torch.cuda.graph(): it empties the allocator's cache, at every one of the captures.
-        with torch.cuda.stream(self._stream):
-            sets.call(call, 0)
-            self._stream.synchronize()
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                for index in range(plan.calls):
-                    outputs = sets.call(call, index)
-                    if plan.keep_outputs:
-                        kept.append(outputs)
-            finally:
-                graph.capture_end()
-        return graph.replay
+
+        def calls() -> None:
+            for index in range(plan.calls):
+                outputs = sets.call(call, index)
+                if plan.keep_outputs:
+                    kept.append(outputs)
+
+        return captured(self._stream, lambda: sets.call(call, 0), calls)
 
     def timed(self, replay: Replay) -> Callable[[], float]:
         """Queue a replay between two events; nothing waits for it here."""
