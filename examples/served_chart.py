@@ -1,0 +1,38 @@
+#!/usr/bin/env python3
+"""Draw README's chart of served models from what `serve_llama.py offline` wrote.
+
+    python examples/served_chart.py docs/img/serve-h200.png A.json B.json
+
+A panel a file: time per output token of each decode, time to the first token of the prefill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from serving import report
+
+
+def panel(result: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """Return each workload's on/off ratio and spread, by the time that it is judged by."""
+    bars = report.offline_bars(result)
+    return bars["TPOT"] + [bar for bar in bars["TTFT"] if bar[0].startswith("prefill")]
+
+
+def main() -> None:
+    """Draw the chart."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("results", type=Path, nargs="+", help="serve_llama_offline.json of a run")
+    args = parser.parse_args()
+    found = [json.loads(path.read_text()) for path in args.results]
+    panels = {result["arguments"]["model"]: panel(result) for result in found}
+    title = f"vLLM {found[0]['state']['on']['vllm']}, TPOT (decode) and TTFT (prefill)"
+    report.chart(args.out, title, panels)
+
+
+if __name__ == "__main__":
+    main()
