@@ -92,8 +92,9 @@ int main(int argc, char** argv) {
         for (const int rows : {1, 2, 4}) {
           for (const int ctas : {1, 2, 4, 8}) {
             for (const int options :
-                 {0,  1,  2,  3,  4,   5,   6,   7,   32,  33,  34,  35,  36,  37,  38,  39,
-                  64, 66, 96, 98, 128, 130, 160, 162, 256, 257, 258, 259, 260, 262, 320, 322}) {
+                 {0,   1,   2,   3,   4,   5,   6,   7,   32,  33,  34,  35,  36,
+                  37,  38,  39,  64,  66,  96,  98,  128, 130, 160, 162, 256, 257,
+                  258, 259, 260, 262, 288, 289, 290, 291, 292, 320, 322, 352, 354}) {
               const LaunchConfig config{16, vecs, rows, ctas, options};
               if (!is_valid(config, hidden_size * 2)) continue;
               std::printf("%s,%d,%d,%d,%d,%d,%d,%.3f\n", kAdd ? "fused_add" : "plain", num_tokens,

@@ -227,6 +227,7 @@ def candidates(hidden_size: int, dtype: torch.dtype, sm: int) -> list[Config]:
     if row_bytes % 16 == 0:
         found += [Config(16, vecs, options=OPTIONS["staged"]) for vecs in (4, 8)]
         found += [Config(16, vecs, options=OPTIONS["cached"]) for vecs in (2, 4)]
+        found.append(Config(16, 4, options=OPTIONS["staged"] | OPTIONS["cached"]))
     found.append(Config(16, 1, options=OPTIONS["reread"]))
     return [config for config in found if config.is_valid(row_bytes)]
 

@@ -44,6 +44,7 @@ struct Kernels {
     // Beside float32 weights, which few models have, rows have one cache policy.
     if constexpr (std::is_same_v<T, W>) {
       if (config.options & kCached) {
+        if (config.options & kStaged) return row<16, 4, false, RowPath::kStagedCached>();
         return config.vecs_per_thread == 2 ? row<16, 2, false, RowPath::kCached>()
                                            : row<16, 4, false, RowPath::kCached>();
       }

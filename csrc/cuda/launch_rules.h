@@ -28,7 +28,8 @@ enum LaunchOption : int32_t {
   kNarrow = 8,            // accesses below the vector width, decided by the launcher
   kReread = 16,           // rows that do not fit in registers: read twice
   kStaged = 32,           // the row waits in shared memory, not in registers
-  kCached = 256,          // the default cache policy (no clusters, one row a CTA, 2 or 4 vectors)
+  kCached = 256,          // the default cache policy (no clusters, one row a CTA, 2 or 4 vectors;
+                          // staged: 4, and all weights are loaded before the row's sum is there)
 };
 
 // How far kPrefetchAhead reaches: what DRAM delivers in about a microsecond.
@@ -102,7 +103,7 @@ constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes) {
   const bool staged = config.options & kStaged;
   const bool cached = config.options & kCached;
   const bool known_width =
-      staged   ? config.vec_bytes == 16 && (vecs == 4 || vecs == 8)
+      staged   ? config.vec_bytes == 16 && (vecs == 4 || (vecs == 8 && !cached))
       : cached ? config.vec_bytes == 16 && (vecs == 2 || vecs == 4)
                : (config.vec_bytes == 16 && (vecs == 1 || vecs == 2 || vecs == 4)) ||
                      (config.vec_bytes == 32 && (vecs == 1 || vecs == 2));
@@ -110,7 +111,7 @@ constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes) {
       ctas == 1 || ((ctas == 2 || ctas == 4 || ctas == 8) && config.rows_per_cta == 1);
   if (!known_width || !known_split || config.rows_per_cta < 1) return false;
   // Staged and cached rows have a CTA of their own.
-  if ((staged || cached) && (narrow || staged == cached || ctas != 1 || config.rows_per_cta != 1)) {
+  if ((staged || cached) && (narrow || ctas != 1 || config.rows_per_cta != 1)) {
     return false;
   }
   const LaunchShape shape = launch_shape(config, row_bytes);

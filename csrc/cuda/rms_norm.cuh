@@ -23,6 +23,7 @@ enum class RowPath {
   kCached,  // as kWide, with the default cache policy
   kNarrow,  // accesses of any width, in registers; several rows a CTA; every option
   kStaged,  // whole vectors, in shared memory: fewer registers, so that two long rows fit on an SM
+  kStagedCached,  // as kStaged, with the default cache policy
 };
 
 // One row on threadIdx.x = 0 .. blockDim.x - 1 of one CTA or (kCluster) of the CTAs of a cluster;
@@ -32,19 +33,23 @@ template <typename T, typename W, int kElems, int kVecs, bool kAdd, bool kCluste
 __global__ void __launch_bounds__(kMaxThreadsPerCta)
     rms_norm_kernel(const __grid_constant__ NormParams p) {
   constexpr bool kNarrow = kPath == RowPath::kNarrow;
-  constexpr bool kStaged = kPath == RowPath::kStaged;
+  constexpr bool kCached = kPath == RowPath::kCached || kPath == RowPath::kStagedCached;
+  constexpr bool kStaged = kPath == RowPath::kStaged || kPath == RowPath::kStagedCached;
   constexpr bool kSeveralRows = !kCluster && (kPath == RowPath::kRows || kNarrow);
-  constexpr RowAccess kAccess = kNarrow                     ? RowAccess::kNarrow
-                                : kPath == RowPath::kCached ? RowAccess::kCached
-                                                            : RowAccess::kStreamed;
+  constexpr RowAccess kAccess = kNarrow   ? RowAccess::kNarrow
+                                : kCached ? RowAccess::kCached
+                                          : RowAccess::kStreamed;
   // The launcher sends rows or pitches that 32 bits do not count to the narrow kernel.
   using Index = std::conditional_t<kNarrow, int64_t, uint32_t>;
   // Weights hide their latency behind the row's. With long rows a thread has registers for half
-  // of them, behind the barrier; for none in a cluster, or where they are float32 beside 16-bit
-  // rows.
+  // of them, before the barrier; for none in a cluster, or where they are float32 beside 16-bit
+  // rows. Staged rows leave room for all, which is up to 20 % faster where rows come from L2; but a
+  // fused add that streams from DRAM loses 3 to 8 % by them, as two CTAs no longer fit on an SM
+  // (H200, 2026-11-26).
   constexpr bool kWeightsWithRow = kVecs <= 2 && kElems * kVecs <= 16;
   constexpr bool kFewRegisters = kCluster || sizeof(W) > sizeof(T);
-  constexpr int kEarlyWeights = kWeightsWithRow ? kVecs : kFewRegisters ? 0 : kVecs / 2;
+  constexpr bool kAllEarly = kWeightsWithRow || (kStaged && !kFewRegisters && (kCached || !kAdd));
+  constexpr int kEarlyWeights = kAllEarly ? kVecs : kFewRegisters ? 0 : kVecs / 2;
   // Chunk sums that a lane adds: a CTA has at most 32 warps.
   constexpr int kLongestRun = kCluster || kNarrow ? kMaxSharedChunks / kWarp : kVecs;
   // [rows_per_cta][padded_chunks], and behind it (kStaged) x [kVecs][blockDim.x] and the residual.
