@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hp_norm_plugin import settings
-from hp_norm_plugin.vllm import announce, policy
+from hp_norm_plugin.vllm import announce, policy, token_ranges
 
 logger = logging.getLogger("vllm.hp_norm")
 
@@ -67,8 +67,14 @@ def fused_add_rms_norm(
     return x, x_residual
 
 
+def _in_graph(x, residual, weight, variance_size):
+    if _scope != "all" and token_ranges.left_to_inductor(x.shape[-1]):
+        return False
+    return policy.decline_compiled(x, residual, weight, variance_size, _scope) is None
+
+
 def _takes_compiled(x, weight, epsilon, variance_size=None):
-    return policy.decline_compiled(x, None, weight, variance_size, _scope) is None
+    return _in_graph(x, None, weight, variance_size)
 
 
 def _takes_eager(x, weight, epsilon, variance_size=None):
@@ -76,7 +82,7 @@ def _takes_eager(x, weight, epsilon, variance_size=None):
 
 
 def _takes_fused_compiled(x, x_residual, weight, epsilon, variance_size=None):
-    return policy.decline_compiled(x, x_residual, weight, variance_size, _scope) is None
+    return _in_graph(x, x_residual, weight, variance_size)
 
 
 def _takes_fused_eager(x, x_residual, weight, epsilon, variance_size=None):
@@ -132,6 +138,8 @@ def put_first() -> None:
                 provider = COMPILED if policy.uses_inductor(vllm_config) else EAGER
                 for name in OPS:
                     setattr(priority, name, [provider, *getattr(priority, name)])
+                if token_ranges.applies(vllm_config):
+                    token_ranges.split(vllm_config)
         except Exception:
             logger.exception("hp_norm: priority left as it was")
             return original(vllm_config)

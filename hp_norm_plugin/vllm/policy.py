@@ -67,6 +67,12 @@ def stand_aside(vllm_config: Any) -> str | None:
     return None
 
 
+def converts_weights(model_config: Any) -> bool:
+    """Return whether a model hands converted weights to all its norms, which then stay (Gemma)."""
+    names = getattr(model_config.hf_config, "architectures", None) or ()
+    return any(name.startswith("Gemma") for name in names)
+
+
 def stand_aside_as_layer(vllm_config: Any) -> str | None:
     """Return `stand_aside`'s reason, or the fusion that an opaque node in the graph would block.
 

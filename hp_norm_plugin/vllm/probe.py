@@ -63,11 +63,12 @@ class WorkerProbe:
         Returns
         -------
         dict
-            `adapter` and `reason` of `register`; `layers` as `report.count_layers`;
+            `adapter` and `reason` of `register`; `layers` as `report.count_layers`; `left`, the
+            words on token numbers that keep Inductor's norm;
             `priority` of each IR op; `compile`, vLLM's compile counters; `pass_config`.
 
         """
-        from hp_norm_plugin.vllm import registration, report
+        from hp_norm_plugin.vllm import registration, report, token_ranges
 
         done = registration()
         adapter = done.adapter if done is not None else None
@@ -78,6 +79,7 @@ class WorkerProbe:
             "adapter": adapter,
             "reason": done.reason if done is not None else "the plugin was not loaded",
             "layers": report.count_layers(model, vllm_config, adapter) if adapter else {},
+            "left": token_ranges.describe(vllm_config, adapter),
             "priority": _ir_priority(),
             "compile": _compile_counters(),
             "mode": str(compilation.mode),

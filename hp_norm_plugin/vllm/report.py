@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hp_norm_plugin import settings
-from hp_norm_plugin.vllm import announce, policy
+from hp_norm_plugin.vllm import announce, policy, token_ranges
 
 logger = logging.getLogger("vllm.hp_norm")
 
@@ -115,7 +115,9 @@ def _wrap(loader: type, adapter: str) -> None:
         try:
             counts = count_layers(model, vllm_config, adapter)
             if counts:
-                logger.info("%s", describe(type(model).__name__, counts))
+                line = describe(type(model).__name__, counts)
+                left = token_ranges.describe(vllm_config, adapter)
+                logger.info("%s", "; ".join([line, *left]))
         except Exception:
             logger.exception("hp_norm: the model's norm layers could not be counted")
         return model

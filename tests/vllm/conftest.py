@@ -55,15 +55,30 @@ def lines():
 def make_config():
     """A stand-in for VllmConfig with just what the policy reads."""
 
-    def build(*, custom_ops=("none",), quantization=None, tp=1, fuse_allreduce=False, eager=False):
+    def build(
+        *,
+        custom_ops=("none",),
+        quantization=None,
+        tp=1,
+        fuse_allreduce=False,
+        eager=False,
+        hidden_size=4096,
+        architecture="LlamaForCausalLM",
+        ends=None,
+    ):
         return SimpleNamespace(
             compilation_config=SimpleNamespace(
                 custom_ops=list(custom_ops),
+                compile_ranges_endpoints=ends,
                 backend="inductor",
                 mode=0 if eager else 3,
                 pass_config=SimpleNamespace(fuse_allreduce_rms=fuse_allreduce),
             ),
-            model_config=SimpleNamespace(quantization=quantization),
+            model_config=SimpleNamespace(
+                quantization=quantization,
+                get_hidden_size=lambda: hidden_size,
+                hf_config=SimpleNamespace(architectures=[architecture]),
+            ),
             parallel_config=SimpleNamespace(tensor_parallel_size=tp),
         )
 
