@@ -32,7 +32,7 @@ class Variant(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         """Add one variant."""
         name, *settings = values
-        taken = {offline.OFF, offline.ON, offline.CONTROL, *namespace.variants}
+        taken = {offline.OFF, offline.ON, *namespace.variants}
         if not settings or not all("=" in setting for setting in settings):
             got = " ".join(values)
             parser.error(f"--variant: must be NAME VARIABLE=VALUE [VARIABLE=VALUE ...], got {got}")
@@ -69,7 +69,9 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
         help="exit with 0 even when the plugin leaves every norm to vLLM",
     )
     add("--enforce-eager", action="store_true", help="no compilation, no CUDA graphs")
-    add("--control", action="store_true", help="offline: another engine, plugin off, as a control")
+    add(
+        "--engines", type=int, default=1, help="offline: of each setting; equal ones differ by 1 %%"
+    )
     add(
         "--variant",
         dest="variants",
@@ -94,8 +96,8 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
     args.gpu = gpu
     if args.output_len < 2:
         parser.error("--output-len: must be at least 2, got " + str(args.output_len))
-    if min(args.batch_sizes) < 1 or args.repeats < 1:
-        parser.error("--batch-sizes and --repeats: must be at least 1")
+    if min(args.batch_sizes) < 1 or args.repeats < 1 or args.engines < 1:
+        parser.error("--batch-sizes, --repeats and --engines: must be at least 1")
     return args
 
 

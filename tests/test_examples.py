@@ -96,7 +96,7 @@ def test_same_tokens():
 
 
 def result(on, off=0.0, layers=None):
-    state = {"reason": "vLLM 0.26.0, IR adapter", "layers": layers or {"operator": 5}}
+    state = {"reason": "vLLM 0.26.0, IR adapter", "layers": layers or {"operator": 5}, "left": []}
     profiles = [
         {"plugin": name, "summary": {"hp_norm_per_step": calls}}
         for name, calls in (("off", off), ("on", on))
@@ -125,19 +125,23 @@ def runs(step_s):
     return {**run, "step_s": step_s}
 
 
-def test_control_and_variants_are_compared_with_off():
+def test_more_engines_are_averaged_and_variants_compared_with_off():
     work = {"kind": "decode", "batch": 1, "input_len": 4, "output_len": 2}
     engines = {"off": runs([2.0, 2.0]), "on": runs([1.0, 1.0]), "no-pdl": runs([1.5, 1.5]),
-               "control": runs([2.5, 2.5])}  # fmt: skip
+               "off-2": runs([3.0, 3.0]), "on-2": runs([1.5, 1.5])}  # fmt: skip
     row = offline.summarise(work, engines)
     ratios = {name: ratio for name, (ratio, _) in row["others"].items()}
-    assert (row["tpot_ratio"], ratios) == (0.5, {"no-pdl": 0.75, "control": 1.25})
+    assert ratios == {"no-pdl": 0.75, "off-2": 1.5, "on-2": 0.75}
+    # 1.25 over 2.5; the standard errors of the means are 0.25 and 0.5, a fifth of each.
+    assert row["tpot_ratio"] == 0.5 and row["tpot_spread"] == pytest.approx(0.5 * 0.08**0.5)
+    assert row["tpot_mean_s"] == {"off": 2.5, "on": 1.25}
     console = Console(record=True, width=200)
     report.print_offline(console, "title", {"rows": [row], "profiles": []})
     text = console.export_text()
-    assert "off again/off" in text and "1.2500" in text
+    assert "off-2/off" in text and "1.5000" in text and "2500.000, 1250.000" in text
     assert "no-pdl/off" in text and "0.7500" in text
-    del engines["control"], engines["no-pdl"]
+    for name in ("off-2", "on-2", "no-pdl"):
+        del engines[name]
     row = offline.summarise(work, engines)
     report.print_offline(console, "title", {"rows": [row], "profiles": []})
     assert row["others"] == {} and "/off" not in console.export_text().replace("on/off", "")
@@ -146,8 +150,8 @@ def test_control_and_variants_are_compared_with_off():
 def test_of_a_prefill_the_first_tokens_are_compared():
     work = {"kind": "prefill", "batch": 8, "input_len": 4, "output_len": 1}
     slow = {**runs([]), "first_token_s": [1.5, 1.5]}
-    row = offline.summarise(work, {"off": runs([]), "on": runs([]), "control": slow})
-    assert (row["ttft_ratio"], row["others"]["control"][0]) == (1.0, 1.5)
+    row = offline.summarise(work, {"off": runs([]), "on": runs([]), "slow": slow})
+    assert (row["ttft_ratio"], row["others"]["slow"][0]) == (1.0, 1.5)
     console = Console(record=True, width=200)
     report.print_offline(console, "title", {"rows": [row], "profiles": []})
     assert "1.5000" in console.export_text()
@@ -453,7 +457,8 @@ def test_the_readme_says_what_the_served_runs_said():
     ("arguments", "message"),
     [
         (["--output-len", "1"], "--output-len: must be at least 2, got 1"),
-        (["--batch-sizes", "0"], "--batch-sizes and --repeats: must be at least 1"),
+        (["--batch-sizes", "0"], "--batch-sizes, --repeats and --engines: must be at least 1"),
+        (["--engines", "0"], "--batch-sizes, --repeats and --engines: must be at least 1"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,11 @@ from serving.models import Model
 
 OFF = "off"
 ON = "on"
-CONTROL = "control"  # a second engine with the plugin off, compiled anew: what equal ones differ by
+
+
+def more_of(setting: str, names: Iterable[str]) -> list[str]:
+    """Return the engines of a setting, off or on: `off`, `off-2`, `off-3`."""
+    return [name for name in names if re.fullmatch(rf"{setting}(-\d+)?", name)]
 
 
 def engine_config(model: Model, args: argparse.Namespace) -> dict[str, Any]:
@@ -125,15 +131,12 @@ def measure(
 def summarise(work: dict[str, Any], runs: dict[str, Any]) -> dict[str, Any]:
     """Turn one workload's raw runs into a row: medians, ratios, and whether the tokens agree."""
     row: dict[str, Any] = {**work, "repeats": len(runs[OFF]["first_token_s"])}
-    first = {name: run["first_token_s"] for name, run in runs.items()}
-    row["ttft_s"] = {name: stats.median(values) for name, values in first.items()}
-    row["ttft_ratio"], row["ttft_spread"] = stats.paired_ratio(first[ON], first[OFF])
-    judged = first  # the time that the other engines are judged by: the first token of a prefill
+    judged = first = {name: run["first_token_s"] for name, run in runs.items()}
+    row |= compare("ttft", first)
     if work["output_len"] > 1:
         # The median step: a prefill that takes 10 ms more or less does not show in it.
-        judged = tpot = {name: run["step_s"] for name, run in runs.items()}
-        row["tpot_s"] = {name: stats.median(values) for name, values in tpot.items()}
-        row["tpot_ratio"], row["tpot_spread"] = stats.paired_ratio(tpot[ON], tpot[OFF])
+        judged = {name: run["step_s"] for name, run in runs.items()}
+        row |= compare("tpot", judged)
         row["tokens_off_on"] = stats.same_tokens(runs[OFF]["tokens"][-1], runs[ON]["tokens"][-1])
         row["tokens_off_off"] = stats.same_tokens(runs[OFF]["tokens"][0], runs[OFF]["tokens"][-1])
     row["others"] = {
@@ -145,6 +148,27 @@ def summarise(work: dict[str, Any], runs: dict[str, Any]) -> dict[str, Any]:
         name: {k: v for k, v in run.items() if k != "tokens"} for name, run in runs.items()
     }
     return row
+
+
+def compare(what: str, times: dict[str, Sequence[float]]) -> dict[str, Any]:
+    """Return the fields of a row that say of one kind of time what each engine took, and on/off.
+
+    With several engines of a setting, the ratio is of their means, and its spread the standard
+    error between engines; with one of each, the median over the interleaved pairs.
+    """
+    medians = {name: stats.median(values) for name, values in times.items()}
+    ons, offs = ([medians[name] for name in more_of(setting, medians)] for setting in (ON, OFF))
+    if len(ons) + len(offs) > 2:
+        ratio, spread = stats.ratio_of_means(ons, offs)
+    else:
+        ratio, spread = stats.paired_ratio(times[ON], times[OFF])
+    means = {OFF: sum(offs) / len(offs), ON: sum(ons) / len(ons)}
+    return {
+        f"{what}_s": medians,
+        f"{what}_mean_s": means,
+        f"{what}_ratio": ratio,
+        f"{what}_spread": spread,
+    }
 
 
 def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
@@ -166,8 +190,8 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
         progress = stack.enter_context(progress_bar())
         plans = {OFF: {"HP_NORM_PLUGIN": "0"}, ON: {"HP_NORM_PLUGIN": args.plugin}}
         others = {name: {**plans[ON], **variables} for name, variables in args.variants.items()}
-        if args.control:
-            others[CONTROL] = plans[OFF]
+        for number in range(2, args.engines + 1):
+            others |= {f"{setting}-{number}": plans[setting] for setting in (OFF, ON)}
         for name, variables in others.items():
             # Compiled anew: two engines of one compile cache share the choices of its autotuning,
             # and what compiling once more differs by would not show.
@@ -209,8 +233,9 @@ def verdict(result: dict[str, Any]) -> tuple[bool, str]:
     if calls[OFF] > 0:
         return False, f"the operator ran {calls[OFF]:g} times a step with the plugin off"
     if calls[ON] == 0:
-        left = "; ".join(f"{n} {why}" for why, n in state["layers"].items() if why != "operator")
-        return False, f"the operator did not run: {state['reason']}" + (f"; {left}" if left else "")
+        left = [f"{n} {why}" for why, n in state["layers"].items() if why != "operator"]
+        why = "; ".join([state["reason"], *left, *state["left"]])
+        return False, f"the operator did not run: {why}"
     return True, (
         f"the operator ran {calls[ON]:g} times a decode step "
         f"({state['layers'].get('operator', 0)} norm layers on it), 0 times with the plugin off"

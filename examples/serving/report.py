@@ -54,7 +54,7 @@ def print_offline(console: Console, title: str, result: dict[str, Any]) -> None:
     table.add_column("workload")
     others = list(dict.fromkeys(name for row in result["rows"] for name in row.get("others", {})))
     headings = ["TTFT ms off, on", "on/off", "TPOT ms off, on", "on/off"]
-    headings += ["off again/off" if name == "control" else f"{name}/off" for name in others]
+    headings += [f"{name}/off" for name in others]
     for heading in [*headings, "same tokens"]:
         table.add_column(heading, justify="right")
     for row in result["rows"]:
@@ -86,7 +86,7 @@ def print_offline(console: Console, title: str, result: dict[str, Any]) -> None:
 
 
 def _cells(row: dict[str, Any], what: str) -> tuple[str, str]:
-    off, on = (row[f"{what}_s"][name] * 1e3 for name in ("off", "on"))
+    off, on = (row[f"{what}_mean_s"][name] * 1e3 for name in ("off", "on"))
     ratio = f"{row[f'{what}_ratio']:.4f} ±{row[f'{what}_spread']:.4f}"
     return f"{off:.3f}, {on:.3f}", ratio
 

@@ -35,6 +35,20 @@ def paired_ratio(on: Sequence[float], off: Sequence[float]) -> tuple[float, floa
     return median(ratios), spread(ratios)
 
 
+def ratio_of_means(on: Sequence[float], off: Sequence[float]) -> tuple[float, float]:
+    """Return mean(on) over mean(off), a value an engine, and the standard error of the ratio.
+
+    Where and how the activations of an engine lie in memory moves its steps by up to 1 %
+    (docs/notes/2026-11-26-token-ranges.md), however often it is measured: engines are what repeats.
+    """
+    means = statistics.fmean(on), statistics.fmean(off)
+    relative = [
+        statistics.variance(group) / len(group) / mean**2 if len(group) > 1 else 0.0
+        for group, mean in zip((on, off), means, strict=True)
+    ]
+    return means[0] / means[1], means[0] / means[1] * sum(relative) ** 0.5
+
+
 def norm_share(profile: dict[str, Any]) -> dict[str, float]:
     """Sum a decode profile: time a step, the norms' part of it, our kernels and their number."""
     steps = profile["decode_steps"]
