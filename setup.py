@@ -31,10 +31,12 @@ STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"  # torch 2.11
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
 # The contract fixes every rounding, so the compiler may not fuse a multiply with an add.
 CPU_FLAGS = [*CXX_FLAGS, "-ffp-contract=off", "-Wno-psabi"]
+AVX512 = ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mf16c"]
 ROW_KERNELS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mf16c"],
-    "avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mf16c"],
+    "avx512": AVX512,
+    "avx512bf16": [*AVX512, "-mavx512bf16"],
 }
 
 

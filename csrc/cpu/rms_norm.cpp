@@ -9,7 +9,7 @@ RowKernel choose_row_kernel() {
 #if defined(HP_NORM_X86)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
-    return norm_rows_avx512;
+    return __builtin_cpu_supports("avx512bf16") ? norm_rows_avx512bf16 : norm_rows_avx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) return norm_rows_avx2;
 #endif

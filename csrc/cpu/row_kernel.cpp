@@ -2,8 +2,8 @@
 // the CUDA kernels: float32 throughout, squares summed by adjacent pairs, a correctly rounded
 // reciprocal square root.
 //
-// The second pass loads the row again, from the cache, and adds again: cheaper than keeping the
-// sums as float32. In place, it loads each group of elements before it overwrites it.
+// The second pass mostly loads the row again, from the cache, and adds again: cheaper than keeping
+// the sums as float32 (kKeepsSums). In place, it loads each group before it overwrites it.
 //
 // HP_NORM_ROW_KERNEL names the function that this compilation defines; the compiler's target flags
 // decide how wide a vector is.
@@ -57,15 +57,20 @@ HP_NORM_INLINE Floats sum_squares(const Group<2>& h) {
 
 // A balanced binary tree over adjacent elements, as if padded with zeros to a power of two. A chunk
 // of kWidth groups becomes one vector of sums; then kWidth vectors become one, until one is left.
-template <typename T, bool kAdd>
-float sum_of_squares(const Input<T, kAdd>& input, int64_t hidden_size) {
+// With kKeep, the elements go to `kept` as float32, with the zeros behind them.
+template <bool kKeep, typename T, bool kAdd>
+float sum_of_squares(const Input<T, kAdd>& input, int64_t hidden_size, float* kept) {
   constexpr int kGroup = Input<T, kAdd>::G::kSize, kChunk = kWidth * kGroup;
   Floats sums[kMaxHiddenSize / kChunk];
+  const auto squares_of = [&](int64_t i, const auto& h) __attribute__((always_inline)) {
+    if constexpr (kKeep) store_parts(kept + i, h);
+    return sum_squares(h);
+  };
   const auto whole = [&](int64_t i) __attribute__((always_inline)) {
-    return sum_squares(input.load_group(i));
+    return squares_of(i, input.load_group(i));
   };
   const auto some = [&](int64_t i) __attribute__((always_inline)) {
-    return sum_squares(input.load_group(i, hidden_size - i));
+    return squares_of(i, input.load_group(i, hidden_size - i));
   };
   int64_t count = 0;
   int64_t i = 0;
@@ -120,13 +125,18 @@ struct ReadyFactors {
 
   HP_NORM_INLINE G load_group(int64_t i) const {
     G group;
-    for (int p = 0; p < G::kSize / kWidth; ++p) {
-      group.part[p] = load_vector<Floats>(factors + i + p * kWidth);
-    }
+    load_parts(group, factors + i);
     return group;
   }
   HP_NORM_INLINE G load_group(int64_t i, int64_t) const { return load_group(i); }
 };
+
+// Whether the second pass takes x + residual as float32 from the first. Sparing two conversions of
+// six, it is 13 to 30 % faster at hidden sizes from 1024 to 32768 (Zen 4, AVX-512, 2026-11-26), but
+// 4 to 7 % slower with AVX2 (Zen 3, 2026-11-25). Without a residual it spares one conversion of
+// three, and does not pay.
+template <typename T, bool kAdd>
+constexpr bool kKeepsSums = kWidth == 16 && kAdd && std::is_same_v<T, Float16>;
 
 template <typename T, typename W, bool kAdd, Weight kWeight, typename RowFactors>
 void norm_row(const NormCall& call, int64_t row, float inverse_size, const RowFactors& factors,
@@ -137,7 +147,9 @@ void norm_row(const NormCall& call, int64_t row, float inverse_size, const RowFa
   if constexpr (kAdd) {
     input.residual = static_cast<const T*>(call.residual) + row * call.residual_stride;
   }
-  const float mean_square = sum_of_squares(input, hidden_size) * inverse_size;
+  constexpr bool kKeep = kKeepsSums<T, kAdd>;
+  float kept[kKeep ? kMaxHiddenSize : 1];
+  const float mean_square = sum_of_squares<kKeep>(input, hidden_size, kept) * inverse_size;
   const double root = std::sqrt(static_cast<double>(mean_square + call.eps));
   const float rstd = static_cast<float>(1.0 / root);
 
@@ -159,7 +171,12 @@ void norm_row(const NormCall& call, int64_t row, float inverse_size, const RowFa
       __builtin_prefetch(input.x + i + call.x_stride, 0, 2);
       if constexpr (kAdd) __builtin_prefetch(input.residual + i + call.residual_stride, 0, 2);
     }
-    G h = input.load_group(i);
+    G h;
+    if constexpr (kKeep) {
+      load_parts(h, kept + i);
+    } else {
+      h = input.load_group(i);
+    }
     if constexpr (kAdd) store(residual_out + i, h);
     scale(h, factors.load_group(i));
     store(out + i, h);
@@ -179,11 +196,11 @@ void norm_rows(const NormCall& call, int64_t first_row, int64_t last_row) {
   const float inverse_size = static_cast<float>(1.0 / static_cast<double>(hidden_size));
   const Factors<T, W, kWeight> factors{static_cast<const W*>(call.weight), call.weight_offset};
   // Rows that come from memory are asked for while the row before is normalised, which is when
-  // memory idles: about 1.5 times as fast. Rows in a cache lose up to 12 % by it (AVX2 on a Zen 3,
-  // 2026-11-25; not measured with AVX-512).
+  // memory idles: 1.2 to 1.5 times as fast. Rows in a cache lose up to 12 % by it, and float32 rows
+  // 8 to 30 % anywhere (Zen 3 with AVX2, 2026-11-25; Zen 4 with AVX-512 and AVX2, 2026-11-26).
   constexpr int64_t kFarBytes = 2 << 20;
   const bool is_far =
-      kWidth < 16 && call.num_tokens * hidden_size * int64_t{sizeof(T)} >= kFarBytes;
+      sizeof(T) == 2 && call.num_tokens * hidden_size * int64_t{sizeof(T)} >= kFarBytes;
   const auto norm = [&](const auto& row_factors) {
     for (int64_t row = first_row; row < last_row; ++row) {
       const bool next_is_far = is_far && row + 1 < last_row;
@@ -191,21 +208,17 @@ void norm_rows(const NormCall& call, int64_t first_row, int64_t last_row) {
     }
   };
   // Computing the factors once pays from that many rows on, as long as they and a row fit in the
-  // first-level cache or nearly so (AVX2 on a Zen 3, 2026-11-25; not measured with AVX-512).
+  // first-level cache or nearly so, which they do not beside sums that are kept; float32 weights
+  // have nothing to convert (Zen 3 and Zen 4, 2026-11-26).
   constexpr int64_t kReadyRows = std::is_same_v<T, Float16> ? 4 : 8, kReadySize = 8192;
-  if constexpr (kWeight != Weight::kNone && kWidth < 16) {
+  constexpr bool kMayBeReady =
+      kWeight != Weight::kNone && !kKeepsSums<T, kAdd> && !std::is_same_v<W, float>;
+  if constexpr (kMayBeReady) {
     if (last_row - first_row >= kReadyRows && hidden_size <= kReadySize) {
       float ready[kReadySize];
       int64_t i = 0;
-      const auto keep = [&](const auto& group) __attribute__((always_inline)) {
-        int64_t at = i;
-        for (const Floats& part : group.part) {
-          std::memcpy(ready + at, &part, sizeof(part));
-          at += kWidth;
-        }
-      };
-      for (; i + kGroup <= hidden_size; i += kGroup) keep(factors.load_group(i));
-      if (i < hidden_size) keep(factors.load_group(i, hidden_size - i));
+      for (; i + kGroup <= hidden_size; i += kGroup) store_parts(ready + i, factors.load_group(i));
+      if (i < hidden_size) store_parts(ready + i, factors.load_group(i, hidden_size - i));
       return norm(ReadyFactors<T>{ready});
     }
   }

@@ -55,6 +55,17 @@ struct Group {
   Floats part[kParts];
 };
 
+// A group as float32 in memory of our own, part by part.
+template <int kParts>
+HP_NORM_INLINE void load_parts(Group<kParts>& group, const float* from) {
+  for (int p = 0; p < kParts; ++p) group.part[p] = load_vector<Floats>(from + p * kWidth);
+}
+
+template <int kParts>
+HP_NORM_INLINE void store_parts(float* to, const Group<kParts>& group) {
+  for (int p = 0; p < kParts; ++p) std::memcpy(to + p * kWidth, &group.part[p], sizeof(Floats));
+}
+
 template <typename T>
 struct GroupOf {
   using type = Group<1>;
@@ -113,7 +124,34 @@ HP_NORM_INLINE void store(float* to, const Group<1>& group) {
   std::memcpy(to, &group.part[0], sizeof(Floats));
 }
 
+#if defined(__AVX512BF16__)
+typedef uint16_t Halves __attribute__((vector_size(4 * kWidth)));
+
+template <int... i>
+HP_NORM_INLINE Halves interleave(Halves split, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(split, split, (i % 2 * kWidth + i / 2)...);
+}
+
+// By the processor's own rounding; false, and nothing stored, where it would flush a denormal.
+HP_NORM_INLINE bool store_if_normal(Bfloat16* to, const Group<2>& group) {
+  constexpr int kDenormal = 0x20;
+  const __m512 even = (__m512)group.part[0], odd = (__m512)group.part[1];
+  if (!_kortestz_mask16_u8(_mm512_fpclass_ps_mask(even, kDenormal),
+                           _mm512_fpclass_ps_mask(odd, kDenormal))) {
+    return false;
+  }
+  const Halves split = (Halves)_mm512_cvtne2ps_pbh(odd, even);  // the even ones, then the odd ones
+  const Halves pairs = interleave(split, std::make_integer_sequence<int, 2 * kWidth>());
+  std::memcpy(to, &pairs, sizeof(pairs));
+  return true;
+}
+#endif
+
 HP_NORM_INLINE void store(Bfloat16* to, const Group<2>& group) {
+#if defined(__AVX512BF16__)
+  if (store_if_normal(to, group)) [[likely]]
+    return;
+#endif
   const Words even = round_to_bfloat16(group.part[0]) >> 16;
   const Words odd = round_to_bfloat16(group.part[1]);
 #if defined(__AVX2__) && !defined(__AVX512F__)
@@ -126,8 +164,9 @@ HP_NORM_INLINE void store(Bfloat16* to, const Group<2>& group) {
 
 HP_NORM_INLINE void store(Float16* to, const Group<1>& group) {
 #if defined(__AVX512F__)
-  const __m256i halves =
+  __m256i halves =
       _mm512_maskz_cvtps_ph(kAllLanes, (__m512)group.part[0], _MM_FROUND_TO_NEAREST_INT);
+  asm("" : "+x"(halves));  // as below: 1.75 cycles on a Zen 4, not 1.5
   std::memcpy(to, &halves, sizeof(halves));
 #elif defined(__F16C__)
   __m128i halves = _mm256_cvtps_ph((__m256)group.part[0], _MM_FROUND_TO_NEAREST_INT);
