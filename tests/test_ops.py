@@ -108,6 +108,22 @@ def test_not_a_number_and_infinity_stay_in_their_row(device, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden_size", [100, 4096])
+def test_denormal_inputs_and_results_are_not_flushed(device, dtype, hidden_size):
+    tiny = torch.finfo(dtype).tiny
+    case = make_case(6, hidden_size, dtype, eps=0.0)
+    case.x[1] *= tiny
+    case.residual[1] *= tiny
+    case.x[2, ::33], case.residual[2, ::33] = tiny / 4, tiny / 8
+    case.weight[5::7] = tiny / 2
+    check(case, device)
+    x, residual = case.x.to(device), case.residual.to(device)
+    out, summed = hp.fused_add_rms_norm(x, residual, case.weight.to(device), 1e-6)
+    assert (summed[2, ::33].cpu() == torch.tensor(tiny * 3 / 8, dtype=dtype)).all()
+    assert ((out[0] != 0) & (out[0].abs() < tiny)).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_zero_tokens_and_leading_dimensions(device, dtype):
     weight = torch.rand(64).to(dtype).to(device)
     for shape in ((0, 64), (2, 0, 64), (64,), (3, 5, 64), (2, 3, 4, 64)):

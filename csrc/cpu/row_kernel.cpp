@@ -12,7 +12,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "vectors.h"
+#include "groups.h"
 
 namespace hp_norm {
 namespace {
@@ -21,9 +21,11 @@ enum class Weight { kNone, kExact, kRounded };  // kRounded: every factor is rou
 
 template <typename T, bool kAdd>
 struct Input {
-  using G = typename GroupOf<T>::type;
+  using G = Group<T>;
   const T* x;
   const T* residual;
+  const T* next_x;  // of the next row, if that has to come from memory; else null
+  const T* next_residual;
 
   HP_NORM_INLINE G load_group(int64_t i) const {
     G h;
@@ -31,7 +33,7 @@ struct Input {
     if constexpr (kAdd) {
       G addend;
       load(addend, residual + i);
-      for (int p = 0; p < G::kSize / kWidth; ++p) h.part[p] += addend.part[p];
+      for (int p = 0; p < G::kParts; ++p) h.part[p] += addend.part[p];
     }
     return h;
   }
@@ -43,30 +45,25 @@ struct Input {
     if constexpr (kAdd) {
       G addend;
       load_some(addend, residual + i, count);
-      for (int p = 0; p < G::kSize / kWidth; ++p) h.part[p] += addend.part[p];
+      for (int p = 0; p < G::kParts; ++p) h.part[p] += addend.part[p];
     }
     return h;
   }
 };
 
-HP_NORM_INLINE Floats sum_squares(const Group<1>& h) { return h.part[0] * h.part[0]; }
-
-HP_NORM_INLINE Floats sum_squares(const Group<2>& h) {
-  return h.part[0] * h.part[0] + h.part[1] * h.part[1];
-}
-
 // A balanced binary tree over adjacent elements, as if padded with zeros to a power of two. A chunk
-// of kWidth groups becomes one vector of sums; then kWidth vectors become one, until one is left.
+// of kWidth vectors becomes one vector of sums; then kWidth of those become one, until one is left.
 // With kKeep, the elements go to `kept` as float32, with the zeros behind them.
 template <bool kKeep, typename T, bool kAdd>
 float sum_of_squares(const Input<T, kAdd>& input, int64_t hidden_size, float* kept) {
-  constexpr int kGroup = Input<T, kAdd>::G::kSize, kChunk = kWidth * kGroup;
+  constexpr int kGroup = Group<T>::kSize, kChunk = kWidth / Group<T>::kVectors * kGroup;
   Floats sums[kMaxHiddenSize / kChunk];
   const auto squares_of = [&](int64_t i, const auto& h) __attribute__((always_inline)) {
     if constexpr (kKeep) store_parts(kept + i, h);
     return sum_squares(h);
   };
   const auto whole = [&](int64_t i) __attribute__((always_inline)) {
+    if (input.next_x != nullptr) __builtin_prefetch(input.next_x + i, 0, 2);
     return squares_of(i, input.load_group(i));
   };
   const auto some = [&](int64_t i) __attribute__((always_inline)) {
@@ -75,16 +72,16 @@ float sum_of_squares(const Input<T, kAdd>& input, int64_t hidden_size, float* ke
   int64_t count = 0;
   int64_t i = 0;
   for (; i + kChunk <= hidden_size; i += kChunk) {
-    sums[count++] = sum_tree<kLevels>(whole, i, kGroup);
+    sums[count++] = sum_tree<kLevels, kLeafDepth<T>>(whole, i, kGroup);
   }
-  if (i < hidden_size) sums[count++] = sum_tree<kLevels>(some, i, kGroup);
+  if (i < hidden_size) sums[count++] = sum_tree<kLevels, kLeafDepth<T>>(some, i, kGroup);
 
   const auto sums_at = [&](int64_t at) __attribute__((always_inline)) { return sums[at]; };
   for (;;) {
     const bool is_last = count == 1;
     while (count % kWidth != 0) sums[count++] = Floats{};
     count /= kWidth;
-    for (int64_t j = 0; j < count; ++j) sums[j] = sum_tree<kLevels>(sums_at, j * kWidth, 1);
+    for (int64_t j = 0; j < count; ++j) sums[j] = sum_tree<kLevels, 0>(sums_at, j * kWidth, 1);
     if (is_last) return sums[0][0];
   }
 }
@@ -92,7 +89,7 @@ float sum_of_squares(const Input<T, kAdd>& input, int64_t hidden_size, float* ke
 // What a normalised element is multiplied by.
 template <typename T, typename W, Weight kWeight>
 struct Factors {
-  using G = typename GroupOf<T>::type;
+  using G = Group<T>;
   const W* weight;
   float weight_offset;
 
@@ -120,7 +117,7 @@ struct Factors {
 // The same factors, computed once for many rows. They lie in the order of groups.
 template <typename T>
 struct ReadyFactors {
-  using G = typename GroupOf<T>::type;
+  using G = Group<T>;
   const float* factors;
 
   HP_NORM_INLINE G load_group(int64_t i) const {
@@ -132,23 +129,28 @@ struct ReadyFactors {
 };
 
 // Whether the second pass takes x + residual as float32 from the first. Sparing two conversions of
-// six, it is 13 to 30 % faster at hidden sizes from 1024 to 32768 (Zen 4, AVX-512, 2026-11-26), but
+// six, it is 10 to 25 % faster at hidden sizes from 1024 to 32768 (Zen 4, AVX-512, 2026-11-26), but
 // 4 to 7 % slower with AVX2 (Zen 3, 2026-11-25). Without a residual it spares one conversion of
 // three, and does not pay.
 template <typename T, bool kAdd>
 constexpr bool kKeepsSums = kWidth == 16 && kAdd && std::is_same_v<T, Float16>;
 
 template <typename T, typename W, bool kAdd, Weight kWeight, typename RowFactors>
-void norm_row(const NormCall& call, int64_t row, float inverse_size, const RowFactors& factors,
+void norm_row(const NormCall& call, int64_t row, float inverse_size, RowFactors factors,
               bool next_is_far) {
-  using G = typename GroupOf<T>::type;
+  using G = Group<T>;
   const int64_t hidden_size = call.hidden_size;
-  Input<T, kAdd> input{static_cast<const T*>(call.x) + row * call.x_stride, nullptr};
+  const auto row_of = [&](const void* rows, int64_t stride, int64_t at) {
+    return static_cast<const T*>(rows) + at * stride;
+  };
+  Input<T, kAdd> input{row_of(call.x, call.x_stride, row), nullptr, nullptr, nullptr};
+  if (next_is_far) input.next_x = row_of(call.x, call.x_stride, row + 1);
   if constexpr (kAdd) {
-    input.residual = static_cast<const T*>(call.residual) + row * call.residual_stride;
+    input.residual = row_of(call.residual, call.residual_stride, row);
+    if (next_is_far) input.next_residual = row_of(call.residual, call.residual_stride, row + 1);
   }
   constexpr bool kKeep = kKeepsSums<T, kAdd>;
-  float kept[kKeep ? kMaxHiddenSize : 1];
+  alignas(64) float kept[kKeep ? kMaxHiddenSize : 1];
   const float mean_square = sum_of_squares<kKeep>(input, hidden_size, kept) * inverse_size;
   const double root = std::sqrt(static_cast<double>(mean_square + call.eps));
   const float rstd = static_cast<float>(1.0 / root);
@@ -156,7 +158,7 @@ void norm_row(const NormCall& call, int64_t row, float inverse_size, const RowFa
   T* out = static_cast<T*>(call.out) + row * call.out_stride;
   T* residual_out = static_cast<T*>(call.residual_out) + row * call.residual_out_stride;
   const auto scale = [&](G& h, const G& factor) __attribute__((always_inline)) {
-    for (int p = 0; p < G::kSize / kWidth; ++p) {
+    for (int p = 0; p < G::kParts; ++p) {
       h.part[p] *= rstd;
       if constexpr (kWeight == Weight::kExact) {
         h.part[p] *= factor.part[p];
@@ -167,10 +169,7 @@ void norm_row(const NormCall& call, int64_t row, float inverse_size, const RowFa
   };
   int64_t i = 0;
   for (; i + G::kSize <= hidden_size; i += G::kSize) {
-    if (next_is_far && i * sizeof(T) % 64 == 0) {  // the next row's cache line below this one
-      __builtin_prefetch(input.x + i + call.x_stride, 0, 2);
-      if constexpr (kAdd) __builtin_prefetch(input.residual + i + call.residual_stride, 0, 2);
-    }
+    if (input.next_residual != nullptr) __builtin_prefetch(input.next_residual + i, 0, 2);
     G h;
     if constexpr (kKeep) {
       load_parts(h, kept + i);
@@ -191,13 +190,13 @@ void norm_row(const NormCall& call, int64_t row, float inverse_size, const RowFa
 
 template <typename T, typename W, bool kAdd, Weight kWeight>
 void norm_rows(const NormCall& call, int64_t first_row, int64_t last_row) {
-  constexpr int kGroup = GroupOf<T>::type::kSize;
+  constexpr int kGroup = Group<T>::kSize;
   const int64_t hidden_size = call.hidden_size;
   const float inverse_size = static_cast<float>(1.0 / static_cast<double>(hidden_size));
   const Factors<T, W, kWeight> factors{static_cast<const W*>(call.weight), call.weight_offset};
-  // Rows that come from memory are asked for while the row before is normalised, which is when
-  // memory idles: 1.2 to 1.5 times as fast. Rows in a cache lose up to 12 % by it, and float32 rows
-  // 8 to 30 % anywhere (Zen 3 with AVX2, 2026-11-25; Zen 4 with AVX-512 and AVX2, 2026-11-26).
+  // Rows that come from memory are asked for while the row before is normalised, x in its first
+  // pass and the residual in its second: 1.2 to 1.6 times as fast. In a cache it can cost up to 12
+  // %, and float32 rows lose 8 to 30 % anywhere (Zen 3, 2026-11-25; Zen 4, 2026-11-26).
   constexpr int64_t kFarBytes = 2 << 20;
   const bool is_far =
       sizeof(T) == 2 && call.num_tokens * hidden_size * int64_t{sizeof(T)} >= kFarBytes;
@@ -210,12 +209,12 @@ void norm_rows(const NormCall& call, int64_t first_row, int64_t last_row) {
   // Computing the factors once pays from that many rows on, as long as they and a row fit in the
   // first-level cache or nearly so, which they do not beside sums that are kept; float32 weights
   // have nothing to convert (Zen 3 and Zen 4, 2026-11-26).
-  constexpr int64_t kReadyRows = std::is_same_v<T, Float16> ? 4 : 8, kReadySize = 8192;
+  constexpr int64_t kReadyRows = 4, kReadySize = 8192;
   constexpr bool kMayBeReady =
       kWeight != Weight::kNone && !kKeepsSums<T, kAdd> && !std::is_same_v<W, float>;
   if constexpr (kMayBeReady) {
     if (last_row - first_row >= kReadyRows && hidden_size <= kReadySize) {
-      float ready[kReadySize];
+      alignas(64) float ready[kReadySize];
       int64_t i = 0;
       for (; i + kGroup <= hidden_size; i += kGroup) store_parts(ready + i, factors.load_group(i));
       if (i < hidden_size) store_parts(ready + i, factors.load_group(i, hidden_size - i));
