@@ -138,11 +138,13 @@ def put_first() -> None:
                 provider = COMPILED if policy.uses_inductor(vllm_config) else EAGER
                 for name in OPS:
                     setattr(priority, name, [provider, *getattr(priority, name)])
-                if token_ranges.applies(vllm_config):
-                    token_ranges.split(vllm_config)
         except Exception:
             logger.exception("hp_norm: priority left as it was")
             return original(vllm_config)
+        try:
+            token_ranges.split(vllm_config)
+        except Exception:
+            logger.exception("hp_norm: the operator runs at every number of tokens")
         return priority
 
     with_hp_norm.puts_hp_norm_first = True  # type: ignore[attr-defined]

@@ -17,9 +17,9 @@ from hp_norm_plugin.vllm import policy
 
 # Decode steps of so many tokens in models narrower than WIDE take up to 1 % longer with the
 # operator: the product behind a norm that is a kernel of its own loses more than the norm gains.
-# H200, 2026-11-26, 4096 wide: 1 to 32 tokens 0.7 to 1 % shorter, 64 and 128 0.9 % longer, 256 and
-# 512 the same; 8192 wide: 32 to 128 tokens 0.5 to 2 % shorter
-# (docs/notes/2026-11-26-token-ranges.md).
+# H200, 2026-11-26, means of 2 to 3 engines, 4096 wide: 1 to 32 tokens 0.1 to 1.1 % shorter, 64 and
+# 128 0.6 to 1.1 % longer, 256 and 512 0.6 to 1 % shorter; 8192 wide: 32 to 128 tokens 0.2 to 1.1 %
+# shorter (docs/notes/2026-11-26-token-ranges.md).
 FIRST, LAST = 33, 256
 WIDE = 8192
 
@@ -55,8 +55,10 @@ def split(vllm_config: Any) -> None:
     """Have vLLM compile the range apart, beside what the user or vLLM splits; again is a no-op.
 
     Called before vLLM completes the ranges: it adds its own ends to these and drops those past
-    the largest batch.
+    the largest batch. Does nothing where `applies` says no.
     """
+    if not applies(vllm_config):
+        return
     compilation = vllm_config.compilation_config
     ends = {*(compilation.compile_ranges_endpoints or ()), FIRST - 1, LAST}
     compilation.compile_ranges_endpoints = sorted(ends)

@@ -42,9 +42,12 @@ def config(eager: bool = False, **model: object) -> SimpleNamespace:
     return SimpleNamespace(
         compilation_config=SimpleNamespace(
             backend="inductor", mode=0 if eager else 3, custom_ops=["none"],
-            pass_config=SimpleNamespace(fuse_allreduce_rms=False),
+            pass_config=SimpleNamespace(fuse_allreduce_rms=False), compile_ranges_endpoints=None,
         ),
-        model_config=SimpleNamespace(quantization=model.get("quantization")),
+        model_config=SimpleNamespace(
+            quantization=model.get("quantization"), get_hidden_size=lambda: 4096,
+            hf_config=SimpleNamespace(architectures=["LlamaForCausalLM"]),
+        ),
         parallel_config=SimpleNamespace(tensor_parallel_size=1),
     )  # fmt: skip
 
@@ -71,10 +74,16 @@ def main() -> None:
 
 
 def check_ir(current_platform: object) -> None:
-    """The priority on the CUDA platform, and what the providers compute."""
+    """The priority on the CUDA platform, its ranges, and what the providers compute."""
+    import inspect
+
     from vllm import ir
+    from vllm.compilation.passes.inductor_pass import pass_context
+    from vllm.config import VllmConfig
+    from vllm.config.utils import Range
 
     from hp_norm_plugin import ops
+    from hp_norm_plugin.vllm import token_ranges
 
     for name, vllm_config, first in (
         ("compiled", config(), "hp_norm"),
@@ -83,6 +92,18 @@ def check_ir(current_platform: object) -> None:
     ):
         priority = current_platform.get_default_ir_op_priority(vllm_config)
         expect(f"{name} priority", priority.fused_add_rms_norm[0], first)
+    compiled = config()
+    current_platform.get_default_ir_op_priority(compiled)
+    ends = [token_ranges.FIRST - 1, token_ranges.LAST]
+    expect("ranges", compiled.compilation_config.compile_ranges_endpoints, ends)
+    source = inspect.getsource(VllmConfig.__post_init__)
+    order = source.index("set_platform_defaults(") < source.index("_set_compile_ranges(")
+    expect("the plugin is asked before vLLM completes the ranges", order, True)
+    x, weight = torch.empty(64, 4096), torch.empty(4096)
+    for span, provider in (((1, ends[0]), "hp_norm"), ((ends[0] + 1, ends[1]), "native")):
+        with pass_context(Range(*span)), ir.ops.rms_norm.set_priority(["hp_norm", "native"]):
+            got = ir.ops.rms_norm.dispatch(x, weight, 1e-5).provider
+        expect(f"provider for {span[0]} to {span[1]} tokens", got, provider)
     x, residual = torch.randn(2, 3, 2048).to(torch.bfloat16)
     weight = torch.randn(2048).to(torch.bfloat16)
     op = ir.ops.fused_add_rms_norm

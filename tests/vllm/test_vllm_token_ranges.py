@@ -62,6 +62,13 @@ def test_a_vllm_without_ranges_is_left_as_it_is(on_cuda, make_config):
     assert not hasattr(config.compilation_config, "compile_ranges_endpoints")
 
 
+def test_a_failure_leaves_the_operator_at_every_number(on_cuda, make_config, lines):
+    config = make_config()
+    config.model_config.get_hidden_size = None  # not callable
+    assert on_cuda.get_default_ir_op_priority(config).rms_norm[0] == "hp_norm"
+    assert lines()[-1] == ("ERROR", "hp_norm: the operator runs at every number of tokens")
+
+
 def test_on_a_cpu_nothing_is_split(clean, make_config):
     from vllm.platforms import current_platform
 
