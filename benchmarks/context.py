@@ -6,9 +6,10 @@ and the norm's weight out of L2. Here a CUDA graph runs the four products of a L
 (qkv, output, gate and up, down) and its two norms, once with each provider and once with no norm
 at all; half the difference is what a norm adds.
 
-Every product writes to the same buffers, on one stream and so with one workspace, and each chain
-is captured twice: two graphs of the same calls differ by what no provider can help. That
-difference is the noise.
+Every product writes to the same buffers, on one stream and so with one workspace. Graphs of the
+same calls still differ, with ``--past`` by up to 0.8 us a norm, with where the memory lies that
+each has of its own (docs/gpu/2026-11-26-h200-addresses.txt). So each chain is captured several
+times, all of them in a random order, and the noise is the standard error between its graphs.
 
 Inductor is timed as it stands and writing over x and the residual, as its code does in a model.
 ``--profile`` prints what each kernel of a layer takes until the next one starts: what a norm does
@@ -19,6 +20,10 @@ the MLP, as a decode step has them, which push more code and data out of the cac
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
+import random
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +49,7 @@ from benchmarks.decoder import LAYERS, NORMS_PER_LAYER, Chain
 from benchmarks.provider import Call, Outputs, Provider, one_line
 from benchmarks.shapes import DTYPES, Case
 
-GRAPHS_PER_PROVIDER = 2
+GRAPHS_PER_PROVIDER = 4
 NO_NORM = "products only"
 PROTOCOL = "context"
 
@@ -62,11 +67,10 @@ def measure(
     chain: Chain, calls: dict[str, Call], repeats: int, clock: timing.Clock
 ) -> tuple[float, list[Added]]:
     """The time of half a layer without its norm, and what each provider's norm adds to it."""
-    graphs = {
-        (name, copy): chain.capture(norm)
-        for copy in range(GRAPHS_PER_PROVIDER)
-        for name, norm in {NO_NORM: None, **calls}.items()
-    }
+    norms_by_name = {NO_NORM: None, **calls}
+    keys = list(itertools.product(norms_by_name, range(GRAPHS_PER_PROVIDER)))
+    random.Random(0).shuffle(keys)
+    graphs = {(name, copy): chain.capture(norms_by_name[name]) for name, copy in keys}
     pending: dict[tuple[str, int], list[Callable[[], float]]] = {key: [] for key in graphs}
     for order in stats.balanced_orders(list(graphs), repeats):
         for key in order:
@@ -80,16 +84,15 @@ def measure(
     def per_norm(key: tuple[str, int]) -> float:
         return stats.median([read() for read in pending[key]]) / norms
 
-    def mean_and_distance(name: str) -> tuple[float, float]:
+    def mean_and_error(name: str) -> tuple[float, float]:
         copies = [per_norm((name, copy)) for copy in range(GRAPHS_PER_PROVIDER)]
-        mean = sum(copies) / len(copies)
-        return mean, max(abs(us - mean) for us in copies)
+        return statistics.fmean(copies), statistics.stdev(copies) / len(copies) ** 0.5
 
-    alone, alone_noise = mean_and_distance(NO_NORM)
+    alone, alone_error = mean_and_error(NO_NORM)
     found = []
     for name in calls:
-        us, noise = mean_and_distance(name)
-        found.append(Added(name, us - alone, max(noise, alone_noise)))
+        us, error = mean_and_error(name)
+        found.append(Added(name, us - alone, math.hypot(error, alone_error)))
     return alone, found
 
 

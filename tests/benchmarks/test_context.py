@@ -62,6 +62,29 @@ def test_what_a_norm_adds_is_the_difference_to_the_products_alone(clock):
     ]
 
 
+def test_the_noise_is_what_graphs_of_the_same_calls_differ_by(clock, monkeypatch):
+    """A graph's number of microseconds more, by its place: the standard error between graphs."""
+    captured = decoder.Chain.capture
+    places = iter(range(100))
+
+    def capture(self, norm):
+        replay, place = captured(self, norm), next(places)
+
+        def slower():
+            replay()
+            clock.steps += 16 * place
+
+        return slower
+
+    monkeypatch.setattr(decoder.Chain, "capture", capture)
+    chain = decoder.Chain(CASE, CPU)
+    _, (one, two) = context.measure(
+        chain, {"one": norm_of_cost(clock, 5), "two": norm_of_cost(clock, 5)}, 2, clock
+    )
+    assert one.us != two.us and abs(one.us - two.us) < 4 * (one.noise + two.noise)
+    assert 0.5 < one.noise < 4  # 12 places, a microsecond a norm apart
+
+
 def test_every_norm_of_every_layer_is_called_with_its_own_weight(clock):
     chain = decoder.Chain(CASE, CPU)
     seen = []
