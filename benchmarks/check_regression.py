@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
 
-from benchmarks import analysis, records
+from benchmarks import analysis, records, terminal
 
 MAX_LOSS = 0.03
 RATIOS = {"ratio_to_copy": "the copy", "ratio_to_peer": "the best peer"}
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("new", type=Path)
     parser.add_argument("--max-loss", type=float, default=MAX_LOSS, help="default: 0.03")
     args = parser.parse_args(arguments)
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = terminal.console()
     try:
         losses, compared, missing = compare(
             records.read([args.old]), records.read([args.new]), args.max_loss

@@ -42,6 +42,7 @@ from benchmarks import (
     records,
     stats,
     step_profile,
+    terminal,
     timing,
     tune,
 )
@@ -209,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--out", type=Path, required=True, help="CSV to append to")
     args = parser.parse_args(arguments)
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console = terminal.console()
     if not torch.cuda.is_available():
         console.print("no CUDA device here; a chain of products needs one", style="red")
         return 2

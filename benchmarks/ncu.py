@@ -19,10 +19,9 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks import providers, shapes, timing
+from benchmarks import providers, shapes, terminal, timing
 from benchmarks.environment import ROOT
 from benchmarks.provider import UnavailableError, one_line
 from benchmarks.providers import OURS
@@ -171,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.target:
         run_target(args.target, cases[0])
         return 0
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console = terminal.console()
     found = []
     for case in cases:
         for name in args.providers:

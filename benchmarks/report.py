@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import analysis, records, results
+from benchmarks import analysis, records, results, terminal
 from benchmarks.environment import ROOT
 from benchmarks.tables import IMAGES, TABLES
 
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("csv", nargs="*", type=Path, help="default: all of benchmarks/results")
     parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
     args = parser.parse_args(arguments)
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = terminal.console()
     try:
         paths = args.csv or sorted(RESULTS.glob("*.csv"))
         found = results.load(paths, [] if args.csv else sorted(DTYPES.glob("*.csv")))

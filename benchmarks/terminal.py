@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,13 @@ from rich.table import Table
 from benchmarks import analysis
 from benchmarks.providers import COPY
 from benchmarks.records import OK, Row
+
+LOG_WIDTH = 200  # the widest table; a log is not a terminal and says nothing of its own width
+
+
+def console() -> Console:
+    """The console of a command: as wide as the terminal, or as every table needs."""
+    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
 
 
 class Reporter:

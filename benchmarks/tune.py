@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks import cell, providers, records, shapes
+from benchmarks import cell, providers, records, shapes, terminal
 from benchmarks.provider import EPS, Call, Outputs, Provider
 from benchmarks.providers import COPY, OURS
 from benchmarks.records import OK, Row
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--top", type=int, default=5, help="how many to print per cell")
     parser.add_argument("--out", type=Path, required=True, help="CSV to append to")
     args = parser.parse_args(arguments)
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console = terminal.console()
     if not torch.cuda.is_available():
         console.print("no CUDA device here, there is nothing to tune", style="red")
         return 2
