@@ -65,12 +65,13 @@ class Reporter:
 
 
 def summary_of(rows: Iterable[Row]) -> str:
-    """One line about one cell: every time measured, and who has none."""
+    """One line about one cell: every time measured, who has none, and what is odd about it."""
     rows = list(rows)
     times = [f"{row.provider} {row.us:.4g}" for row in rows if row.us is not None]
     absent = [f"{row.provider} {row.status}" for row in rows if row.status != OK]
+    remarks = sorted({row.reason for row in rows if row.status == OK and row.reason})
     head = f"{rows[0].op} {rows[0].dtype} {rows[0].num_tokens} x {rows[0].hidden_size}: "
-    return head + ", ".join([*times, *absent])
+    return head + ", ".join([*times, *absent, *remarks])
 
 
 def _style(ratio: float) -> str:

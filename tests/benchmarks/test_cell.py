@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks import cell, environment, timing
+from benchmarks import cell, environment, terminal, timing
 from benchmarks.provider import Provider
 from benchmarks.shapes import Case
 from hp_norm_plugin import reference
@@ -50,6 +50,28 @@ def test_a_timed_cell_carries_everything(bench, monkeypatch):
     assert ours.gb_per_s == pytest.approx(CASE.traffic_bytes / ours.us / 1e3)
     assert ours.ratio_to_copy == pytest.approx(rows["copy"].us / ours.us)
     assert rows["copy"].ratio_to_copy == 1
+
+
+@pytest.mark.parametrize(("disturbed", "rounds", "marked"), [(0, 1, 0), (1, 2, 0), (3, 3, 1)])
+def test_a_disturbed_cell_is_measured_again_and_marked_if_it_stays_so(
+    bench, monkeypatch, disturbed, rounds, marked
+):
+    """Of two providers one takes 1, 1.2 or 3 us while the device is disturbed."""
+    done = []
+
+    def measure(replays, *_):
+        done.append(replays)
+        first = [1.0, 1.2, 3.0] if len(done) <= disturbed else [1.0, 1.01, 1.0]
+        return {"hp_norm": first, "quack": [2.0, 2.0, 2.0]}
+
+    monkeypatch.setattr(timing, "measure", measure)
+    monkeypatch.setattr(cell, "rule_of", lambda case, device: "")
+    bench.steady_spread = cell.GPU_STEADY_SPREAD
+    rows = by_name(cell.run(bench, CASE, [provider("hp_norm"), provider("quack")]))
+    assert len(done) == rounds
+    assert (rows["hp_norm"].status, rows["quack"].reason) == ("ok", "")
+    assert rows["hp_norm"].reason == (cell.UNSTEADY if marked else "")
+    assert (cell.UNSTEADY in terminal.summary_of(rows.values())) == bool(marked)
 
 
 def test_an_unavailable_provider_is_a_skipped_row(bench):
