@@ -52,6 +52,8 @@ def text(report: dict[str, Any]) -> str:
     rule = report["rule"]
     size = f"{rule['num_tokens']} x {rule['hidden_size']} {rule['dtype']} on {rule['device']}"
     lines.append(f"{'rule':<16} {size}: {rule.get('text') or rule.get('error')}")
+    if rule.get("in_vllm"):
+        lines.append(f"{'':<16} in vLLM's compiled graphs: {rule['in_vllm']}")
     test = report["self_test"]
     outcome = "passed" if test["passed"] else f"FAILED: {test['error']}"
     lines.append(f"{'self-test':<16} {test['cases']} cases on {test['device']}: {outcome}")

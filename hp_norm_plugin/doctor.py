@@ -43,6 +43,7 @@ def gather(num_tokens: int, hidden_size: int, dtype: str, device: str | None) ->
     where = device or ("cuda:0" if report["gpus"] else "sm_90")
     report["rule"] = rule(num_tokens, hidden_size, dtype, where)
     report["vllm"] = vllm_adapter()
+    report["rule"]["in_vllm"] = in_vllm(report, num_tokens, hidden_size)
     report["self_test"] = self_test(report)
     report["runs"], report["verdict"] = verdict(report)
     return report
@@ -148,6 +149,15 @@ def vllm_adapter() -> dict[str, Any]:
         reason = "the package is importable but not installed, so vLLM does not find its plugin"
         return {"installed": True, "adapter": None, "reason": reason}
     return {"installed": True, "adapter": planned.adapter, "reason": planned.reason}
+
+
+def in_vllm(report: dict[str, Any], num_tokens: int, hidden_size: int) -> str | None:
+    """Return what runs in a compiled graph of vLLM instead of the rule, or None."""
+    if report["vllm"]["adapter"] != "ir" or not report["gpus"]:
+        return None
+    token_ranges = importlib.import_module("hp_norm_plugin.vllm.token_ranges")
+    left = report["flags"][settings.SCOPE.name]["value"] != "all"
+    return token_ranges.why_left(num_tokens, hidden_size) if left else None
 
 
 def self_test(report: dict[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,28 @@ def test_verdict(changes, runs, words):
     assert words in verdict[1]
 
 
+@pytest.mark.parametrize(
+    ("tokens", "width", "scope", "adapter", "gpus", "left"),
+    [
+        (33, 4096, "auto", "ir", True, True),
+        (256, 7168, "auto", "ir", True, True),
+        (32, 4096, "auto", "ir", True, False),
+        (257, 4096, "auto", "ir", True, False),
+        (64, 8192, "auto", "ir", True, False),
+        (64, 4096, "all", "ir", True, False),
+        (64, 4096, "auto", "layer", True, False),
+        (64, 4096, "auto", "ir", False, False),
+    ],
+)
+def test_a_size_that_vllm_keeps_for_inductor_is_said(tokens, width, scope, adapter, gpus, left):
+    report = healthy(vllm={"adapter": adapter}, **({} if gpus else {"gpus": []}))
+    report["flags"] = {"HP_NORM_SCOPE": {"value": scope, "set": True, "warning": None}}
+    said = doctor.in_vllm(report, tokens, width)
+    assert (said is not None) == left
+    if left:
+        assert said == "Inductor's norm (33 to 256 tokens, narrower than 8192)"
+
+
 def test_self_test_passes_here():
     state = {"loaded": True, "cuda_loaded": torch.cuda.is_available()}
     gpus = [{}] if torch.cuda.is_available() else []

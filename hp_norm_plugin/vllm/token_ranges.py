@@ -64,6 +64,13 @@ def split(vllm_config: Any) -> None:
     compilation.compile_ranges_endpoints = sorted(ends)
 
 
+def why_left(num_tokens: int, hidden_size: int) -> str | None:
+    """Return why a call of this size keeps Inductor's norm in a compiled graph, or None."""
+    if FIRST <= num_tokens <= LAST and hidden_size < WIDE:
+        return f"Inductor's norm ({FIRST} to {LAST} tokens, narrower than {WIDE})"
+    return None
+
+
 def describe(vllm_config: Any, adapter: str | None) -> list[str]:
     """Return the words on the range for a log line: none where nothing is left to Inductor."""
     if adapter != "ir" or not applies(vllm_config):
