@@ -108,9 +108,16 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def keep(args: argparse.Namespace, result: dict) -> Path:
+    """Write what a mode found, and what it was asked for; returns the file."""
+    path = Path(args.out) / f"serve_llama_{args.mode}.json"
+    report.write_json(path, {**result, "arguments": vars(args)})
+    return path
+
+
 def run_offline(model: models.Model, args: argparse.Namespace, console: Console) -> dict:
     """Compare times, tokens and kernels."""
-    result = offline.run(model, args)
+    result = offline.run(model, args, lambda so_far: keep(args, so_far))
     ran, sentence = offline.verdict(result)
     state = result["state"]["on"]
     where = "GPU" if args.gpu else "CPU"
@@ -169,8 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; engines ended")
         return 130
-    path = Path(args.out) / f"serve_llama_{args.mode}.json"
-    report.write_json(path, {**result, "arguments": vars(args)})
+    path = keep(args, result)
     console.print(f"{result['verdict']}\nwritten to {path}", highlight=False)
     return 0 if result["ok"] else 1
 

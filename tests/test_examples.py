@@ -147,6 +147,34 @@ def test_more_engines_are_averaged_and_variants_compared_with_off():
     assert row["others"] == {} and "/off" not in console.export_text().replace("on/off", "")
 
 
+def test_a_run_that_is_cut_off_leaves_what_it_measured(tmp_path):
+    class Engine:
+        def __init__(self):
+            self.left = 3
+
+        def ask(self, command, **request):
+            self.left -= 1
+            if self.left < 0:
+                raise EngineError("engine: died")
+            return {
+                "first_token_s": [1.0],
+                "all_tokens_s": [2.0],
+                "step_s": [0.5],
+                "tokens": [[1, 2]],
+            }
+
+    words = ["--batch-sizes", "1", "4", "--prefill-batch", "0", "--repeats", "2", "--out"]
+    args = serve_llama.parse([*words, str(tmp_path)], gpu=True)
+    with offline.progress_bar() as progress, pytest.raises(EngineError):
+        offline.measure(
+            {"off": Engine(), "on": Engine()}, args, progress,
+            lambda so_far: serve_llama.keep(args, so_far),
+        )  # fmt: skip
+    found = json.loads((tmp_path / "serve_llama_offline.json").read_text())
+    assert [row["batch"] for row in found["rows"]] == [1]
+    assert found["arguments"]["batch_sizes"] == [1, 4] and found["environment"]["python"]
+
+
 def test_of_a_prefill_the_first_tokens_are_compared():
     work = {"kind": "prefill", "batch": 8, "input_len": 4, "output_len": 1}
     slow = {**runs([]), "first_token_s": [1.5, 1.5]}

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,12 @@ def start(
 
 
 def measure(
-    engines: dict[str, EngineClient], args: argparse.Namespace, progress: Progress
+    engines: dict[str, EngineClient],
+    args: argparse.Namespace,
+    progress: Progress,
+    keep: Callable[[dict[str, Any]], None],
 ) -> list[dict[str, Any]]:
-    """Measure every workload on each engine in turn; one row a workload."""
+    """Measure every workload on each engine in turn; one row a workload, kept as they come."""
     workloads = [
         {"kind": "decode", "batch": batch, "input_len": args.input_len,
          "output_len": args.output_len}
@@ -124,6 +127,7 @@ def measure(
                     runs[name]["tokens"].append(result["tokens"])
                 progress.update(task, advance=1)
         rows.append(summarise(work, runs))
+        keep({"rows": rows})
     progress.update(task, visible=False)
     return rows
 
@@ -171,8 +175,12 @@ def compare(what: str, times: dict[str, Sequence[float]]) -> dict[str, Any]:
     }
 
 
-def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
+def run(
+    model: Model, args: argparse.Namespace, keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Start both engines, measure, profile, compare.
+
+    `keep` is handed what there is after each workload, so that a run that is cut off leaves it.
 
     Returns
     -------
@@ -204,7 +212,7 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
         for name, engine in engines.items():
             with alone(engine, args):
                 state[name] = engine.ask("state")
-        rows = measure(engines, args, progress)
+        rows = measure(engines, args, progress, keep)
         profiles = []
         for batch in args.batch_sizes if args.profile_all else args.batch_sizes[:1]:
             for name in engines if args.profile_all else (OFF, ON):
