@@ -183,7 +183,6 @@ def _measure(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
-    # A log file has no width of its own; the table of the whole grid needs this much.
     console = terminal.console()
     handler = RichHandler(console=console, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])

@@ -156,8 +156,8 @@ def in_vllm(report: dict[str, Any], num_tokens: int, hidden_size: int) -> str | 
     if report["vllm"]["adapter"] != "ir" or not report["gpus"]:
         return None
     token_ranges = importlib.import_module("hp_norm_plugin.vllm.token_ranges")
-    left = report["flags"][settings.SCOPE.name]["value"] != "all"
-    return token_ranges.why_left(num_tokens, hidden_size) if left else None
+    scope = report["flags"][settings.SCOPE.name]["value"]
+    return token_ranges.why_left(num_tokens, hidden_size, scope)
 
 
 def self_test(report: dict[str, Any]) -> dict[str, Any]:

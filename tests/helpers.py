@@ -57,6 +57,17 @@ def make_case(num_tokens: int, hidden_size: int, dtype, weight_dtype="same", **o
     )
 
 
+def make_denormal_case(num_tokens: int, hidden_size: int, dtype) -> Case:
+    """Denormals in rows 1 and 2 (of 3 and more), in their sum, and in the weight."""
+    tiny = torch.finfo(dtype).tiny
+    case = make_case(num_tokens, hidden_size, dtype, eps=0.0)
+    case.x[1] *= tiny
+    case.residual[1] *= tiny
+    case.x[2, ::33], case.residual[2, ::33] = tiny / 4, tiny / 8
+    case.weight[5::7] = tiny / 2
+    return case
+
+
 def _bits(values: Tensor) -> Tensor:
     return values.contiguous().view(torch.int32 if values.dtype == torch.float32 else torch.int16)
 

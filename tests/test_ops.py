@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import DTYPES, Case, assert_same_bits, make_case
+from helpers import DTYPES, Case, assert_same_bits, make_case, make_denormal_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,11 +111,7 @@ def test_not_a_number_and_infinity_stay_in_their_row(device, dtype):
 @pytest.mark.parametrize("hidden_size", [100, 4096])
 def test_denormal_inputs_and_results_are_not_flushed(device, dtype, hidden_size):
     tiny = torch.finfo(dtype).tiny
-    case = make_case(6, hidden_size, dtype, eps=0.0)
-    case.x[1] *= tiny
-    case.residual[1] *= tiny
-    case.x[2, ::33], case.residual[2, ::33] = tiny / 4, tiny / 8
-    case.weight[5::7] = tiny / 2
+    case = make_denormal_case(6, hidden_size, dtype)
     check(case, device)
     x, residual = case.x.to(device), case.residual.to(device)
     out, summed = hp.fused_add_rms_norm(x, residual, case.weight.to(device), 1e-6)

@@ -68,7 +68,7 @@ def fused_add_rms_norm(
 
 
 def _in_graph(x, residual, weight, variance_size):
-    if _scope != "all" and token_ranges.left_to_inductor(x.shape[-1]):
+    if token_ranges.left_to_inductor(x.shape[-1], _scope):
         return False
     return policy.decline_compiled(x, residual, weight, variance_size, _scope) is None
 

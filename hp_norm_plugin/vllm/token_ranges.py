@@ -26,6 +26,22 @@ WIDE = 8192
 _PASSES = "vllm.compilation.passes.inductor_pass"
 
 
+def keeps_inductor(first: int, last: int, hidden_size: int, scope: str) -> bool:
+    """Return whether graphs for `first` to `last` tokens keep Inductor's norm.
+
+    Parameters
+    ----------
+    first, last
+        Numbers of tokens, both included.
+    hidden_size
+        Of the norm's input.
+    scope
+        The value of `HP_NORM_SCOPE`.
+
+    """
+    return scope != "all" and hidden_size < WIDE and FIRST <= first and last <= LAST
+
+
 def applies(vllm_config: Any) -> bool:
     """Return whether a model's graph is to be split, so that the range keeps Inductor's norm.
 
@@ -38,11 +54,11 @@ def applies(vllm_config: Any) -> bool:
     from vllm.platforms import current_platform
 
     model = vllm_config.model_config
+    scope = settings.read_flag(settings.SCOPE).value
     return (
         current_platform.is_cuda()
-        and settings.read_flag(settings.SCOPE).value != "all"
         and model is not None
-        and model.get_hidden_size() < WIDE
+        and keeps_inductor(FIRST, LAST, model.get_hidden_size(), scope)
         and policy.uses_inductor(vllm_config)
         and policy.stand_aside(vllm_config) is None
         and not policy.converts_weights(model)
@@ -64,9 +80,9 @@ def split(vllm_config: Any) -> None:
     compilation.compile_ranges_endpoints = sorted(ends)
 
 
-def why_left(num_tokens: int, hidden_size: int) -> str | None:
+def why_left(num_tokens: int, hidden_size: int, scope: str) -> str | None:
     """Return why a call of this size keeps Inductor's norm in a compiled graph, or None."""
-    if FIRST <= num_tokens <= LAST and hidden_size < WIDE:
+    if keeps_inductor(num_tokens, num_tokens, hidden_size, scope):
         return f"Inductor's norm ({FIRST} to {LAST} tokens, narrower than {WIDE})"
     return None
 
@@ -78,20 +94,16 @@ def describe(vllm_config: Any, adapter: str | None) -> list[str]:
     return [f"calls of {FIRST} to {LAST} tokens left to Inductor"]
 
 
-def left_to_inductor(hidden_size: int) -> bool:
+def left_to_inductor(hidden_size: int, scope: str) -> bool:
     """Return whether the graph being lowered is for numbers of tokens that keep Inductor's norm.
 
-    Parameters
-    ----------
-    hidden_size
-        Of the norm's input.
-
+    `hidden_size` and `scope` as for `keeps_inductor`.
     """
     # Dynamo traces a graph for every number of tokens, and must not see the rest.
-    if torch.compiler.is_dynamo_compiling() or hidden_size >= WIDE:
+    if torch.compiler.is_dynamo_compiling():
         return False
     try:
         compiled = importlib.import_module(_PASSES).get_pass_context().compile_range
     except (ImportError, AttributeError, AssertionError):  # nothing is being lowered
         return False
-    return FIRST <= compiled.start and compiled.end <= LAST
+    return keeps_inductor(compiled.start, compiled.end, hidden_size, scope)
