@@ -466,7 +466,8 @@ def test_the_readme_says_what_the_served_runs_said():
     def cell(row):
         return f"{row[kind(row) + '_ratio']:.3f} ± {row[kind(row) + '_spread']:.3f}"
 
-    text = (EXAMPLES.parent / "README.md").read_text().split("| batch |")[1].split("\n\n")[0]
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    text = readme.split("| batch |")[1].split("\n\n")[0]
     rows = [
         [part.strip(" *") for part in line.strip("|").split("|")] for line in text.splitlines()[2:]
     ]
@@ -481,6 +482,13 @@ def test_the_readme_says_what_the_served_runs_said():
         digits = 1 if row["kind"] == "prefill" else 3
         times = f"{means['off'] * 1e3:.{digits}f}, {means['on'] * 1e3:.{digits}f} ms"
         assert words == [times, cell(row), cell(qwen[work]) if work in qwen else "-"]
+
+    steps = llama["decode 1"]["tpot_s"]
+    ons = [steps[name] for name in offline.more_of(offline.ON, steps)]
+    *offs, slow = sorted(steps[name] for name in offline.more_of(offline.OFF, steps))
+    least, most = sorted(f"{(slow / off - 1) * 100:.1f}" for off in offs)
+    assert f"{least} and {most} % slower than the others" in readme
+    assert f"against those two it is {stats.ratio_of_means(ons, offs)[0]:.3f}" in readme
 
 
 @pytest.mark.parametrize(

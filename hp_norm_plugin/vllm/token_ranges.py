@@ -19,7 +19,7 @@ from hp_norm_plugin.vllm import policy
 # operator: the product behind a norm that is a kernel of its own loses more than the norm gains.
 # H200, 2026-11-26, means of 2 to 3 engines, 4096 wide: 1 to 32 tokens 0.1 to 1.1 % shorter, 64 and
 # 128 0.6 to 1.1 % longer, 256 and 512 0.6 to 1 % shorter; 8192 wide: 32 to 128 tokens 0.2 to 1.1 %
-# shorter (docs/notes/2026-11-26-token-ranges.md).
+# shorter, 256 1.0 +- 0.8 % longer (docs/notes/2026-11-26-token-ranges.md).
 FIRST, LAST = 33, 256
 WIDE = 8192
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import charts, records, report, results, shapes, tables
+from benchmarks import analysis, charts, records, report, results, shapes, tables
 from benchmarks.tables import TABLES
 
 
@@ -201,6 +201,21 @@ def test_the_committed_documents_say_what_the_committed_results_say():
     found = results.load(sorted(report.RESULTS.glob("*.csv")), sorted(report.DTYPES.glob("*.csv")))
     stale = report.stale(report.ROOT, found)
     assert not stale, f"run make bench-report: {', '.join(path.name for path in stale)}"
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
+def test_the_documents_say_how_the_missing_cells_were_at_another_commit(name):
+    """1024 wide, and 2048 wide below 16384 tokens, beside the tables of the newest run."""
+    frame = records.read([report.RESULTS / "2026-11-26-h200-fused-bf16.csv"])
+    cells = analysis.ours_against_peers(frame)
+    width, tokens = cells["hidden_size"], cells["num_tokens"]
+    ratio = cells["ratio_to_peer"][(width == 1024) | ((width == 2048) & (tokens < 16384))]
+    assert len(ratio) == 2 * len(shapes.NUM_TOKENS) - 1
+    text = " ".join((report.ROOT / name).read_text().split())
+    said = f"the best peer took {ratio.min():.2f} to {ratio.max():.2f} times as long"
+    assert f"At {frame['commit'][0]}, with the same kernels and rules there, {said}".lower() in (
+        text.lower()
+    )
 
 
 def test_main_rewrites_draws_and_prints_the_bounds(tmp_path, csvs, capsys):
