@@ -32,11 +32,11 @@ class Variant(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         """Add one variant."""
         name, *settings = values
-        taken = {offline.OFF, offline.ON, *namespace.variants}
         if not settings or not all("=" in setting for setting in settings):
             got = " ".join(values)
             parser.error(f"--variant: must be NAME VARIABLE=VALUE [VARIABLE=VALUE ...], got {got}")
-        if name in taken:
+        engine = offline.more_of(offline.OFF, [name]) or offline.more_of(offline.ON, [name])
+        if engine or name in namespace.variants:
             parser.error(f"--variant: the name must be new, got {name}")
         variables = dict(setting.split("=", 1) for setting in settings)
         namespace.variants = {**namespace.variants, name: variables}

@@ -195,6 +195,7 @@ def test_variants_are_named_environments(capsys):
         ("--variant no-pdl", "must be NAME VARIABLE=VALUE [VARIABLE=VALUE ...], got no-pdl"),
         ("--variant a HP_NORM_PDL", "must be NAME VARIABLE=VALUE [VARIABLE=VALUE ...], got a HP_"),
         ("--variant off HP_NORM_PDL=0", "the name must be new, got off"),
+        ("--variant on-2 HP_NORM_PDL=0", "the name must be new, got on-2"),
         ("--variant a A=1 --variant a A=2", "the name must be new, got a"),
     ):
         with pytest.raises(SystemExit):
