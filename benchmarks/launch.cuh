@@ -46,6 +46,12 @@ const void* wide_kernel(int vecs) {
 template <bool kAdd>
 const void* kernel_of(const LaunchConfig& config) {
   const int vecs = config.vecs_per_thread;
+  if ((config.options & kStaged) && (config.options & kCached)) {
+    return kernel<kAdd, 4, false, RowPath::kStagedCached>();
+  }
+  if ((config.options & kStaged) && (config.options & kKeepOutput)) {
+    return kernel<kAdd, 4, false, RowPath::kStagedKept>();
+  }
   if (config.options & kStaged) {
     return vecs == 4 ? kernel<kAdd, 4, false, RowPath::kStaged>()
                      : kernel<kAdd, 8, false, RowPath::kStaged>();
@@ -53,6 +59,11 @@ const void* kernel_of(const LaunchConfig& config) {
   if (config.options & kCached) {
     return vecs == 2 ? kernel<kAdd, 2, false, RowPath::kCached>()
                      : kernel<kAdd, 4, false, RowPath::kCached>();
+  }
+  if (config.options & kKeepOutput) {
+    if (config.ctas_per_row == 1) return kernel<kAdd, 4, false, RowPath::kKept>();
+    return vecs == 2 ? kernel<kAdd, 2, true, RowPath::kKept>()
+                     : kernel<kAdd, 4, true, RowPath::kKept>();
   }
   if (config.ctas_per_row > 1) return wide_kernel<kAdd, true, RowPath::kWide>(vecs);
   return config.rows_per_cta > 1 ? wide_kernel<kAdd, false, RowPath::kRows>(vecs)

@@ -89,12 +89,12 @@ int main(int argc, char** argv) {
     for (const int hidden_size : {1024, 2048, 2560, 2880, 3072, 3584, 4096, 5120, 6144, 7168, 8192,
                                   12288, 14336, 16384, 18432, 20480, 24576, 28672, 32768}) {
       for (const int vecs : {1, 2, 4, 8}) {
-        for (const int rows : {1, 2, 4}) {
+        for (const int rows : {1, 2, 4, 8}) {
           for (const int ctas : {1, 2, 4, 8}) {
             for (const int options :
                  {0,   1,   2,   3,   4,   5,   6,   7,   32,  33,  34,  35,  36,
-                  37,  38,  39,  64,  66,  96,  98,  128, 130, 160, 162, 256, 257,
-                  258, 259, 260, 262, 288, 289, 290, 291, 292, 320, 322, 352, 354}) {
+                  37,  38,  39,  64,  66,  96,  98,  256, 257, 258, 259, 260, 262,
+                  288, 289, 290, 291, 292, 320, 322, 352, 354, 512, 513, 544, 576}) {
               const LaunchConfig config{16, vecs, rows, ctas, options};
               if (!is_valid(config, hidden_size * 2)) continue;
               std::printf("%s,%d,%d,%d,%d,%d,%d,%.3f\n", kAdd ? "fused_add" : "plain", num_tokens,

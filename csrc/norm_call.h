@@ -107,7 +107,10 @@ struct OpEntries {
     }
     check_scalars(op, eps, weight_offset, weight_owned != nullptr);
     call.eps = static_cast<float>(eps);
+    // No offset is -0: adding it changes nothing, not even the sign of a zero, so that a kernel may
+    // add it or not.
     call.weight_offset = static_cast<float>(weight_offset);
+    if (call.weight_offset == 0.0f) call.weight_offset = -0.0f;
     call.round_before_weight = round_before_weight;
     call.dtype = *kernel_dtype(x.dtype);
     call.device_index = x.device_index;

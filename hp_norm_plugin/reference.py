@@ -2,8 +2,9 @@
 
     1. h = float32(x) + float32(residual);  residual_out = round(h) to x's dtype
     2. rstd = 1 / sqrt(mean(h * h) + eps), float32, over the unrounded h
-    3. y = h * rstd * (weight_offset + float32(weight)), float32, rounded once; with
-       round_before_weight, h * rstd is rounded to the weight's dtype and multiplied in that dtype
+    3. y = h * rstd * (weight_offset + float32(weight)), float32, rounded once, an offset of 0 not
+       being added; with round_before_weight, h * rstd is rounded to the weight's dtype and
+       multiplied in that dtype
     4. no weight: y = round(h * rstd)
 
 The mean is the sum times float32(1 / hidden_size). The sum is a balanced binary tree over adjacent
@@ -44,7 +45,8 @@ def _normalize(
     y = h * rstd
     if weight is None:
         return y.to(dtype)
-    factor = weight.float() + scalar(weight_offset)
+    offset = scalar(weight_offset)
+    factor = weight.float() if offset == 0 else weight.float() + offset
     if not round_before_weight:
         return (y * factor).to(dtype)
     rounded = weight.dtype

@@ -23,11 +23,11 @@ OPTIONS = {
     "reread": 16,
     "staged": 32,
     "trigger_at_end": 64,
-    "trigger_at_start": 128,
     "cached": 256,
+    "keep_output": 512,
 }
 # Options that pick the kernel; the others change how one is launched.
-PATHS = ("narrow", "reread", "staged", "cached")
+PATHS = ("narrow", "reread", "staged", "cached", "keep_output")
 NARROW_VECS = 2
 OPS = ("any", "add", "plain")
 
@@ -227,7 +227,15 @@ def candidates(hidden_size: int, dtype: torch.dtype, sm: int) -> list[Config]:
     if row_bytes % 16 == 0:
         found += [Config(16, vecs, options=OPTIONS["staged"]) for vecs in (4, 8)]
         found += [Config(16, vecs, options=OPTIONS["cached"]) for vecs in (2, 4)]
-        found.append(Config(16, 4, options=OPTIONS["staged"] | OPTIONS["cached"]))
+        found += [
+            Config(16, 4, options=OPTIONS["staged"] | OPTIONS[name])
+            for name in ("cached", "keep_output")
+        ]
+        found += [
+            Config(16, vecs, 1, ctas, OPTIONS["keep_output"])
+            for vecs in (2, 4)
+            for ctas in ((1, 2, 4, 8) if sm >= 90 else (1,))
+        ]
     found.append(Config(16, 1, options=OPTIONS["reread"]))
     return [config for config in found if config.is_valid(row_bytes)]
 

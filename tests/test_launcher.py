@@ -44,7 +44,8 @@ def test_the_device_of_the_tensors_is_guarded_and_restored(launcher):
         "stream: of device 1",
         *["attribute: of device 1"] * 3,
         f"launch: on device 1, stream of device 1, {rule.num_ctas} CTAs of "
-        f"{rule.threads_per_row} threads, 128 bytes, 1 attributes",
+        f"{rule.threads_per_row} threads, 128 bytes, "
+        f"{1 + (rule.config.ctas_per_row > 1)} attributes",
         "guard gone: device 0",
     ]
 

@@ -60,7 +60,9 @@ def test_weight_offset_and_rounding_order(
 ):
     options = {"weight_offset": weight_offset, "round_before_weight": round_before_weight}
     for hidden_size in (100, 4096):
-        check(make_case(5, hidden_size, dtype, weight_dtype, **options), device)
+        case = make_case(5, hidden_size, dtype, weight_dtype, **options)
+        case.weight[::7] = -0.0  # which an offset of 0 must not make +0
+        check(case, device)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -87,10 +87,6 @@ def test_table_is_ordered_and_every_line_can_match():
             assert not shadows, (earlier, rule)
 
 
-def test_no_rule_lets_the_next_grid_start_before_the_one_before_has_ended():
-    assert not any("trigger_at_start" in rule.config.option_names() for rule in rules.table())
-
-
 @pytest.mark.parametrize("path", [path for path in rules.PATHS if path != "cached"])
 @pytest.mark.parametrize("vecs", [1, 2, 4, 8])
 def test_a_cached_row_takes_no_other_path_but_may_be_staged(path, vecs):
@@ -103,11 +99,10 @@ def test_every_kernel_is_used_by_a_rule():
     """What no rule takes is compiled for nothing. A 32-byte rule serves 16-byte rows, too."""
 
     def kernel(config):
-        paths = {"staged", "cached"} & set(config.option_names())
-        path = " ".join(sorted(paths)) or "wide"
-        path = "rows" if config.rows_per_cta > 1 else path
-        path = "cluster" if config.ctas_per_row > 1 else path
-        return config.vec_bytes, config.vecs_per_thread, path
+        paths = {"staged", "cached", "keep_output"} & set(config.option_names())
+        paths |= {"rows"} if config.rows_per_cta > 1 else set()
+        paths |= {"cluster"} if config.ctas_per_row > 1 else set()
+        return config.vec_bytes, config.vecs_per_thread, *sorted(paths)
 
     used = set()
     for rule in rules.table():
@@ -136,7 +131,7 @@ def test_thresholds_are_inclusive():
 def test_explain_describes_and_refuses():
     rule = hp.explain(1, 16384, torch.bfloat16, "sm_90")
     assert rule.describe().startswith(
-        f"rule {rule.index}: 16-byte vectors, 2 a thread, 128 threads"
+        f"rule {rule.index}: 16-byte vectors, 1 a thread, 256 threads"
     )
     assert "cluster of 8" in rule.describe()
     assert hp.explain(1, 7, torch.bfloat16, "sm_90").describe().startswith("fallback: ")

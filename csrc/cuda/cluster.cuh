@@ -47,7 +47,9 @@ __device__ __forceinline__ uint32_t cluster_id() {
 }
 
 // Every thread calls it once, early. The barrier it arrives at is waited for in push, so that
-// starting the cluster overlaps with loading the row.
+// starting the cluster overlaps with loading the row. It arrives relaxed, since a release would
+// wait for all of the GPU's memory: fence.mbarrier_init publishes the mbarrier, and what the CTA
+// keeps for itself in shared memory before this the fence of the block orders.
 __device__ __forceinline__ void cluster_sums_prepare(int chunks_per_row) {
 #if __CUDA_ARCH__ >= 900
   if (threadIdx.x == 0) {
@@ -58,7 +60,8 @@ __device__ __forceinline__ void cluster_sums_prepare(int chunks_per_row) {
                  "r"(chunks_per_row * 4)
                  : "memory");
   }
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  __threadfence_block();
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
 
@@ -72,8 +75,8 @@ __device__ __forceinline__ void cluster_sums_push(float* chunk_sums, float sum, 
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
   const uint32_t slot = shared_address(chunk_sums + first_chunk + (lane % kVecs) * warps);
   const uint32_t mbarrier = shared_address(cluster_mbarrier());
-  for (int copy = lane; copy < kVecs * ctas; copy += 32) {
-    const int rank = copy / kVecs;
+  const int rank = lane / kVecs;  // kVecs * ctas is at most 32
+  if (rank < ctas) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
                      in_cta(slot, rank)),
                  "r"(__float_as_uint(sum)), "r"(in_cta(mbarrier, rank))
@@ -91,7 +94,7 @@ __device__ __forceinline__ void cluster_sums_wait() {
     asm volatile(
         "{\n"
         ".reg .pred p;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0;\n"
         "selp.u32 %0, 1, 0, p;\n"
         "}"
         : "=r"(complete)

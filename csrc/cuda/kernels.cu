@@ -43,6 +43,12 @@ struct Kernels {
     const bool cluster = config.ctas_per_row > 1;
     // Beside float32 weights, which few models have, rows have one cache policy.
     if constexpr (std::is_same_v<T, W>) {
+      if (config.options & kKeepOutput) {
+        if (config.options & kStaged) return row<16, 4, false, RowPath::kStagedKept>();
+        if (!cluster) return row<16, 4, false, RowPath::kKept>();
+        return config.vecs_per_thread == 2 ? row<16, 2, true, RowPath::kKept>()
+                                           : row<16, 4, true, RowPath::kKept>();
+      }
       if (config.options & kCached) {
         if (config.options & kStaged) return row<16, 4, false, RowPath::kStagedCached>();
         return config.vecs_per_thread == 2 ? row<16, 2, false, RowPath::kCached>()

@@ -16,20 +16,20 @@ inline constexpr int64_t kNoLimit = INT64_MAX;
 
 // Options of a rule, added up in LaunchConfig::options.
 enum LaunchOption : int32_t {
-  // When the next grid may start (launch_dependents): between griddepcontrol.wait and the loads, as
-  // the CTAs end, before the wait; by default behind the loads. No rule may trigger before the
-  // wait: the next grid could start while the one before this runs, which is safe for a kernel that
-  // reads nothing before its own wait, as ours, but not for one that reads older inputs there.
+  // When the next grid may start (launch_dependents): between griddepcontrol.wait and the loads, or
+  // as the CTAs end; by default behind the loads. Never before the wait: the next grid could start
+  // while the one before this runs, which is safe for a kernel that reads nothing before its own
+  // wait, as ours, but not for one that reads older inputs there.
   kTriggerEarly = 1,
   kTriggerAtEnd = 64,
-  kTriggerAtStart = 128,  // for measurements
   kPrefetchResidual = 2,  // ask L2 for the first rows' residual before waiting for the grid before
   kPrefetchAhead = 4,     // each CTA asks L2 for a row that a later CTA will read (no clusters)
   kNarrow = 8,            // accesses below the vector width, decided by the launcher
   kReread = 16,           // rows that do not fit in registers: read twice
   kStaged = 32,           // the row waits in shared memory, not in registers
   kCached = 256,          // the default cache policy (no clusters, one row a CTA, 2 or 4 vectors;
-                          // staged: 4, and all weights are loaded before the row's sum is there)
+                          // staged: 4, and weights are loaded before the row's sum is there)
+  kKeepOutput = 512,      // L2 gives the output up last (one row a CTA or cluster, 2 or 4 vectors)
 };
 
 // How far kPrefetchAhead reaches: what DRAM delivers in about a microsecond.
@@ -102,11 +102,12 @@ constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes) {
   const bool narrow = config.options & kNarrow;
   const bool staged = config.options & kStaged;
   const bool cached = config.options & kCached;
+  const bool kept = config.options & kKeepOutput;
   const bool known_width =
-      staged   ? config.vec_bytes == 16 && (vecs == 4 || (vecs == 8 && !cached))
-      : cached ? config.vec_bytes == 16 && (vecs == 2 || vecs == 4)
-               : (config.vec_bytes == 16 && (vecs == 1 || vecs == 2 || vecs == 4)) ||
-                     (config.vec_bytes == 32 && (vecs == 1 || vecs == 2));
+      staged           ? config.vec_bytes == 16 && (vecs == 4 || (vecs == 8 && !cached && !kept))
+      : cached || kept ? config.vec_bytes == 16 && (vecs == 2 || vecs == 4)
+                       : (config.vec_bytes == 16 && (vecs == 1 || vecs == 2 || vecs == 4)) ||
+                             (config.vec_bytes == 32 && (vecs == 1 || vecs == 2));
   const bool known_split =
       ctas == 1 || ((ctas == 2 || ctas == 4 || ctas == 8) && config.rows_per_cta == 1);
   if (!known_width || !known_split || config.rows_per_cta < 1) return false;
@@ -115,6 +116,7 @@ constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes) {
     return false;
   }
   const LaunchShape shape = launch_shape(config, row_bytes);
+  if (kept && (cached || narrow || config.rows_per_cta != 1 || vecs * ctas == 2)) return false;
   if (config.options & kReread) {
     return config.vec_bytes == 16 && vecs == 1 && ctas == 1 && config.rows_per_cta == 1;
   }

@@ -13,9 +13,8 @@ namespace hp_norm {
 
 // When the next grid may start: NormParams' flags from a configuration's options.
 inline void plan_trigger(NormParams& p, const LaunchConfig& config) {
-  p.trigger_at_start = config.options & kTriggerAtStart;
   p.trigger_early = config.options & kTriggerEarly;
-  p.trigger_after_loads = !(config.options & (kTriggerAtStart | kTriggerEarly | kTriggerAtEnd));
+  p.trigger_after_loads = !(config.options & (kTriggerEarly | kTriggerAtEnd));
 }
 
 // Fills the prefetch fields of `p` for a launch on `num_sms` SMs, from rows every x_pitch and

@@ -95,23 +95,27 @@ __host__ __device__ constexpr int padded_chunks(int num_chunks) {
 }
 
 // The tree over a row's chunk sums in shared memory, in every lane. Slots past the row's last chunk
-// hold zero. kBroadcast: up to 16 chunks every lane reads them all, as 4 broadcast reads and 4
-// levels of adds are shorter than 5 shuffles; it takes 16 registers. Otherwise a lane adds a run of
-// up to kLongestRun chunks, and the shuffles add the lanes: one piece of code for each length.
-template <bool kBroadcast, int kLongestRun>
+// hold zero. Up to kBroadcast (0, 16 or 32) chunks every lane reads them all, since broadcast reads
+// and a tree of adds are shorter than 5 shuffles; it takes 16 registers. Otherwise a lane adds
+// a run of up to kLongestRun chunks, and the shuffles add the lanes: one piece of code for each
+// length.
+template <int kBroadcast, int kLongestRun>
 __device__ __forceinline__ float total_of_chunks(const float* sums, int chunks, int lane) {
-  if (kBroadcast && chunks <= 16) return sum_run<16>(sums);
+  if (kBroadcast >= 16 && chunks <= 16) return sum_run<16>(sums);
+  if (kBroadcast >= 32 && chunks <= 32) {
+    return __fadd_rn(sum_run<16>(sums), sum_run<16>(sums + 16));
+  }
   float sum;
-  if (kLongestRun >= 16 && chunks > 256) {
-    sum = sum_run<16>(sums + lane * 16);
-  } else if (kLongestRun >= 8 && chunks > 128) {
-    sum = sum_run<8>(sums + lane * 8);
-  } else if (kLongestRun >= 4 && chunks > 64) {
-    sum = sum_run<4>(sums + lane * 4);
-  } else if (kLongestRun >= 2 && chunks > 32) {
-    sum = sum_run<2>(sums + lane * 2);
-  } else {
+  if (kLongestRun == 1 || chunks <= 32) {
     sum = sums[lane];
+  } else if (kLongestRun == 2 || chunks <= 64) {
+    sum = sum_run<2>(sums + lane * 2);
+  } else if (kLongestRun == 4 || chunks <= 128) {
+    sum = sum_run<4>(sums + lane * 4);
+  } else if (kLongestRun == 8 || chunks <= 256) {
+    sum = sum_run<8>(sums + lane * 8);
+  } else {
+    sum = sum_run<16>(sums + lane * 16);
   }
 #pragma unroll
   for (int bit = 1; bit < 32; bit *= 2) sum = add_across(sum, bit);

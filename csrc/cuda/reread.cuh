@@ -47,15 +47,15 @@ __global__ void __launch_bounds__(kRereadThreads)
   }
   __syncthreads();
   const float rstd =
-      reciprocal_std(total_of_chunks<true, kMaxSharedChunks / kWarp>(chunk_sums, chunks, lane), p);
+      reciprocal_std(total_of_chunks<16, kMaxSharedChunks / kWarp>(chunk_sums, chunks, lane), p);
   for (int vec = threadIdx.x; vec < p.vecs_per_row; vec += blockDim.x) {
     float h[kElems];
     load_sum(h, vec);
     if constexpr (kAdd) store_rounded(residual_out, h, vec);
     Vec<W, kElems> weight_vec;
     const W* weight = static_cast<const W*>(p.weight);
-    if (weight != nullptr) load_weight<true>(weight_vec, weight, vec * kElems, p);
-    normalize<true>(h, rstd, weight_vec, p);
+    if (weight != nullptr) load_weight<true>(weight_vec, weight, vec * kElems, true, p);
+    normalize<true, true>(h, rstd, weight_vec, p);
     store_rounded(out, h, vec);
   }
 }

@@ -151,6 +151,7 @@ NormParams make_params(const NormCall& call, const LaunchConfig& config, const L
   p.inverse_size = static_cast<float>(1.0 / static_cast<double>(call.hidden_size));
   p.eps = call.eps;
   p.weight_offset = call.weight_offset;
+  p.has_weight_offset = call.weight_offset != 0.0f;
   p.round_before_weight = call.round_before_weight;
   plan_trigger(p, config);
   plan_prefetch(p, config, shape, num_sms, elem_bytes, x_pitch, residual_pitch);

@@ -21,35 +21,64 @@ enum class RowPath {
   kWide,    // whole vectors, in registers
   kRows,    // the same with several rows a CTA
   kCached,  // as kWide, with the default cache policy
+  kKept,    // as kWide, and the output stays in L2
   kNarrow,  // accesses of any width, in registers; several rows a CTA; every option
   kStaged,  // whole vectors, in shared memory: fewer registers, so that two long rows fit on an SM
   kStagedCached,  // as kStaged, with the default cache policy
+  kStagedKept,    // as kStaged, and the output stays in L2
 };
+
+template <RowAccess kAccess>
+using Access = std::integral_constant<RowAccess, kAccess>;
+
+// 64 registers leave room for a CTA of 1024 threads. Fewer, where a row has no use for them, make
+// room for one more CTA on the SM, of this call or the next (H200, 2026-11-26: 40 instead of 48 at
+// 1024 x 8192 of the plain norm 3 %). vecs: of 16 bytes.
+constexpr int max_registers(RowPath path, int vecs, bool add, bool cluster, bool wide_weights) {
+  if (path == RowPath::kNarrow || wide_weights) return 64;
+  if (cluster) return vecs == 1 ? 40 : vecs == 2 ? 56 : 64;
+  switch (path) {
+    case RowPath::kStaged: return vecs == 8 && add ? 64 : 48;
+    case RowPath::kStagedCached:
+    case RowPath::kStagedKept: return 48;
+    case RowPath::kRows: return vecs == 1 ? 40 : vecs == 2 ? 48 : 64;
+    default: return vecs == 1 ? 32 : vecs == 2 ? 40 : 64;
+  }
+}
 
 // One row on threadIdx.x = 0 .. blockDim.x - 1 of one CTA or (kCluster) of the CTAs of a cluster;
 // threadIdx.y is the row within the CTA. Vector v of the row belongs to chunk v / 32, and a CTA's
 // chunks are contiguous.
 template <typename T, typename W, int kElems, int kVecs, bool kAdd, bool kCluster, RowPath kPath>
-__global__ void __launch_bounds__(kMaxThreadsPerCta)
+__global__ void __maxnreg__(max_registers(kPath, kVecs * kElems * int(sizeof(T)) / 16, kAdd,
+                                          kCluster, sizeof(W) > sizeof(T)))
     rms_norm_kernel(const __grid_constant__ NormParams p) {
   constexpr bool kNarrow = kPath == RowPath::kNarrow;
   constexpr bool kCached = kPath == RowPath::kCached || kPath == RowPath::kStagedCached;
-  constexpr bool kStaged = kPath == RowPath::kStaged || kPath == RowPath::kStagedCached;
+  constexpr bool kKept = kPath == RowPath::kKept || kPath == RowPath::kStagedKept;
+  constexpr bool kStaged =
+      kPath == RowPath::kStaged || kPath == RowPath::kStagedCached || kPath == RowPath::kStagedKept;
   constexpr bool kSeveralRows = !kCluster && (kPath == RowPath::kRows || kNarrow);
   constexpr RowAccess kAccess = kNarrow   ? RowAccess::kNarrow
                                 : kCached ? RowAccess::kCached
                                           : RowAccess::kStreamed;
+  constexpr RowAccess kOutAccess = kKept ? RowAccess::kKept : kAccess;
   // The launcher sends rows or pitches that 32 bits do not count to the narrow kernel.
   using Index = std::conditional_t<kNarrow, int64_t, uint32_t>;
   // Weights hide their latency behind the row's. With long rows a thread has registers for half
-  // of them, before the barrier; for none in a cluster, or where they are float32 beside 16-bit
-  // rows. Staged rows leave room for all, which is up to 20 % faster where rows come from L2; but a
-  // fused add that streams from DRAM loses 3 to 8 % by them, as two CTAs no longer fit on an SM
-  // (H200, 2026-11-26).
+  // of them, before the barrier; for one in a cluster, for none where they are float32 beside
+  // 16-bit rows. Staged rows leave room for more, which is up to 20 % faster where rows come from
+  // L2; but a fused add that streams from DRAM loses 3 to 8 % by them, as two CTAs no longer fit on
+  // an SM (H200, 2026-11-26).
+  constexpr bool kWideWeights = sizeof(W) > sizeof(T);
   constexpr bool kWeightsWithRow = kVecs <= 2 && kElems * kVecs <= 16;
-  constexpr bool kFewRegisters = kCluster || sizeof(W) > sizeof(T);
-  constexpr bool kAllEarly = kWeightsWithRow || (kStaged && !kFewRegisters && (kCached || !kAdd));
-  constexpr int kEarlyWeights = kAllEarly ? kVecs : kFewRegisters ? 0 : kVecs / 2;
+  constexpr int kEarlyWeights = kWeightsWithRow                  ? kVecs
+                                : kWideWeights                   ? 0
+                                : kCluster                       ? 1
+                                : !kStaged || (kAdd && !kCached) ? kVecs / 2
+                                : kVecs == 8                     ? kVecs - 2
+                                                                 : kVecs - 1;
+  constexpr int kBroadcast = kVecs > 2 ? 0 : kCluster ? 32 : 16;
   // Chunk sums that a lane adds: a CTA has at most 32 warps.
   constexpr int kLongestRun = kCluster || kNarrow ? kMaxSharedChunks / kWarp : kVecs;
   // [rows_per_cta][padded_chunks], and behind it (kStaged) x [kVecs][blockDim.x] and the residual.
@@ -102,7 +131,6 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
     const int element = first_vec * kElems;
     settle(x + element, residual + element, weight + element);
   }
-  if (p.trigger_at_start) launch_dependent_grid();
   wait_for_primary_grid();
   if (p.trigger_early) launch_dependent_grid();
 
@@ -110,27 +138,25 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
   constexpr int kHeld = kStaged ? 1 : kVecs;  // vectors in registers at a time
   Vec<T, kElems> x_vec[kHeld];
   Vec<T, kElems> residual_vec[kHeld];
-  Vec<W, kElems> weight_vec[kVecs] = {};
+  Vec<W, kElems> weight_vec[kVecs];
   uint4* const staged_x = reinterpret_cast<uint4*>(shared_sums + p.padded_chunks) + threadIdx.x;
   uint4* const staged_residual = staged_x + kVecs * blockDim.x;
-  const auto load_weights = [&](int first, int last) {
+  const auto load_weights = [&](const W* from, int first, int last) {
 #pragma unroll
     for (int i = first; i < last; ++i) {
       const int vec = first_vec + i * blockDim.x;
-      if (vec < p.vecs_per_row && (!kNarrow || weight != nullptr)) {
-        load_weight<kNarrow>(weight_vec[i], weight, vec * kElems, p);
-      }
+      if (kNarrow && from == nullptr) continue;
+      load_weight<kNarrow>(weight_vec[i], from, vec * kElems, vec < p.vecs_per_row, p);
     }
   };
 #pragma unroll
   for (int i = 0; i < kVecs; ++i) {
     const int vec = first_vec + i * blockDim.x;
     if constexpr (kStaged) {
-      if (vec < p.vecs_per_row) {
-        copy_to_shared_async(staged_x + i * blockDim.x, x + vec * kElems);
-        if constexpr (kAdd) {
-          copy_to_shared_async(staged_residual + i * blockDim.x, residual + vec * kElems);
-        }
+      const bool in_row = vec < p.vecs_per_row;
+      copy_to_shared_async(staged_x + i * blockDim.x, x + vec * kElems, in_row);
+      if constexpr (kAdd) {
+        copy_to_shared_async(staged_residual + i * blockDim.x, residual + vec * kElems, in_row);
       }
       // Two groups: the first half of the row is added while the second arrives.
       if (i == kVecs / 2 - 1 || i == kVecs - 1) commit_async_copies();
@@ -143,7 +169,7 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
       if constexpr (kAdd) residual_vec[i] = load(residual);
     }
   }
-  if constexpr (kWeightsWithRow) load_weights(0, kVecs);
+  if constexpr (kWeightsWithRow) load_weights(weight, 0, kVecs);
   if (!kNarrow && !kCluster && asks && row_group < p.groups_with_ahead) {
     prefetch_to_l2(x_of_cta + p.x_ahead, p.x_request_bytes);
     if constexpr (kAdd) {
@@ -165,21 +191,20 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
   const auto add = [&](int i) {
     const int held = kStaged ? 0 : i;
     if constexpr (kStaged) {
-      const bool in_row = first_vec + i * blockDim.x < p.vecs_per_row;
-      x_vec[0].load_shared(staged_x + i * blockDim.x, in_row);
-      if constexpr (kAdd) residual_vec[0].load_shared(staged_residual + i * blockDim.x, in_row);
+      x_vec[0].load_shared(staged_x + i * blockDim.x);
+      if constexpr (kAdd) residual_vec[0].load_shared(staged_residual + i * blockDim.x);
     }
     x_vec[held].unpack(h_of[held]);
     if constexpr (kAdd) add_residual(h_of[held], residual_vec[held]);
   };
-  const auto store_rounded = [&](T* to, const float (&h)[kElems], int vec) {
+  const auto store_rounded = [&](T* to, const float (&h)[kElems], int vec, auto access) {
     Vec<T, kElems> rounded;
     rounded.pack(h);
-    store_vec<kAccess>(to, rounded, vec * kElems, vec < p.vecs_per_row, p.hidden_size,
-                       p.row_access_bytes);
+    store_vec<access>(to, rounded, vec * kElems, vec < p.vecs_per_row, p.hidden_size,
+                      p.row_access_bytes);
   };
   const auto store_residual = [&](int i, const float (&h)[kElems]) {
-    store_rounded(residual_out, h, first_vec + i * blockDim.x);
+    store_rounded(residual_out, h, first_vec + i * blockDim.x, Access<kAccess>{});
   };
   // Two vectors: the row's sum first, and the residual while the other warps bring theirs. 2 % at
   // 64 and 128 tokens; in clusters, and behind the barrier, slower (H100, 2026-11-25).
@@ -209,7 +234,7 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
 #pragma unroll
     for (int i = 0; i < kVecs; ++i) store_residual(i, h_of[i]);
   }
-  if constexpr (!kWeightsWithRow) load_weights(0, kEarlyWeights);
+  if constexpr (!kWeightsWithRow) load_weights(weight, 0, kEarlyWeights);
   if (kCluster || warps > 1) {
     if constexpr (kCluster) {
       cluster_sums_wait();
@@ -218,7 +243,7 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
     } else {
       __syncthreads();
     }
-    total = total_of_chunks<(kVecs <= 2), kLongestRun>(chunk_sums, sums_of_row, lane);
+    total = total_of_chunks<kBroadcast, kLongestRun>(chunk_sums, sums_of_row, lane);
   } else {
 #pragma unroll
     for (int bit = 1; bit < kVecs; bit *= 2) total = add_across(total, bit);
@@ -226,15 +251,29 @@ __global__ void __launch_bounds__(kMaxThreadsPerCta)
   const float rstd = reciprocal_std(total, p);
 
   // Normalise and store.
+  // ptxas would compute the addresses of all the weights before the barrier, and keep them.
+  const W* late_weight = weight;
+  if constexpr (kEarlyWeights < kVecs) {
+    asm volatile("mov.b64 %0, %1;" : "=l"(late_weight) : "l"(weight) : "memory");
+  }
+  // One vector ahead, where there are registers: a load behind a store would wait for it.
+  constexpr int kAhead = kWideWeights ? 0 : 1;
+  const auto finish = [&](auto has_offset) {
 #pragma unroll
-  for (int i = 0; i < kVecs; ++i) {
-    const int vec = first_vec + i * blockDim.x;
-    if (kVecs > 2 && vec >= p.vecs_per_row) continue;
-    if (i >= kEarlyWeights) load_weights(i, i + 1);
-    if constexpr (kStaged) add(i);
-    float (&h)[kElems] = h_of[kStaged ? 0 : i];
-    normalize<kNarrow>(h, rstd, weight_vec[i], p);
-    store_rounded(out, h, vec);
+    for (int i = 0; i < kVecs; ++i) {
+      const int next = i + kAhead;
+      if (next >= kEarlyWeights && next < kVecs) load_weights(late_weight, next, next + 1);
+      if constexpr (kStaged) add(i);
+      float (&h)[kElems] = h_of[kStaged ? 0 : i];
+      normalize<kNarrow, has_offset>(h, rstd, weight_vec[i], p);
+      store_rounded(out, h, first_vec + i * blockDim.x, Access<kOutAccess>{});
+    }
+  };
+  // Few models have an offset; a tenth of the instructions is its addition (H200, 2026-11-26).
+  if (kNarrow || kVecs > 4 || p.has_weight_offset) {
+    finish(std::true_type{});
+  } else {
+    finish(std::false_type{});
   }
 }
 

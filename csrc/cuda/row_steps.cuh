@@ -3,8 +3,8 @@
 //
 //   1. h = float32(x) + float32(residual); residual_out = round(h)
 //   2. rstd = 1 / sqrt(mean(h * h) + eps), float32, over the unrounded h
-//   3. y = round(h * rstd * (weight_offset + weight)); with round_before_weight, h * rstd is first
-//      rounded to the weight's dtype and multiplied there
+//   3. y = round(h * rstd * (weight_offset + weight)), an offset of 0 not being added; with
+//      round_before_weight, h * rstd is first rounded to the weight's dtype and multiplied there
 //   4. no weight: y = round(h * rstd)
 #pragma once
 
@@ -57,10 +57,10 @@ struct NormParams {
   uint32_t residual_request_bytes;  // where rows are not contiguous
   uint32_t groups_with_ahead;       // so many CTAs or clusters, the first, ask for rows ahead
   uint32_t first_wave_groups;  // and so many for their residual, and the weight, before the wait
-  bool round_before_weight;    // narrow and re-reading kernels only
-  bool trigger_at_start;       // launch_dependents before griddepcontrol.wait
-  bool trigger_early;          // or between the wait and the loads
-  bool trigger_after_loads;    // or behind them; neither: when the CTAs end
+  bool has_weight_offset;
+  bool round_before_weight;  // narrow and re-reading kernels only
+  bool trigger_early;        // launch_dependents between griddepcontrol.wait and the loads
+  bool trigger_after_loads;  // or behind them; neither: when the CTAs end
 };
 
 // Programmatic dependent launch: nothing is read or written before the wait, the weight included
@@ -77,21 +77,16 @@ __device__ __forceinline__ void launch_dependent_grid() {
 }
 
 // Has the addresses of the loads computed before the wait, where they cost no time: ptxas would
-// otherwise sink them behind it (H200, 2026-11-24: 5 % of a decode call). A trap that depends on
-// them cannot sink, and is never taken: rows are aligned to their elements.
+// otherwise sink them behind it (H200, 2026-11-24: 5 % of a decode call). A store that depends on
+// them cannot sink, and is never made: rows are aligned to their elements. Not a trap: that is a
+// branch, behind which ptxas takes the warp for diverged, which is 60 to 70 instructions more.
 __device__ __forceinline__ void settle(const void* a, const void* b, const void* c) {
   const auto low =
       static_cast<uint32_t>(reinterpret_cast<uint64_t>(a) | reinterpret_cast<uint64_t>(b) |
                             reinterpret_cast<uint64_t>(c));
-  asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, %0, 1;\n@p trap;\n}" ::"r"(low) : "memory");
+  asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, %0, 1;\n@p st.shared.u32 [%0], %0;\n}" ::"r"(low)
+               : "memory");
 }
-
-// How the vectors of a row are read and written.
-enum class RowAccess {
-  kStreamed,  // whole, past L1
-  kCached,    // whole, with the default cache policy
-  kNarrow,    // in accesses of access_bytes
-};
 
 // A vector of kElems elements starting at `element` of a row; zeros where it is not `valid`.
 template <RowAccess kAccess, typename T, int kElems>
@@ -101,10 +96,8 @@ __device__ __forceinline__ Vec<T, kElems> load_vec(const T* row, int element, bo
   if constexpr (kAccess == RowAccess::kNarrow) {
     const int valid_bytes = valid ? (hidden_size - element) * int(sizeof(T)) : 0;
     load_narrow(vec.words, row + element, valid_bytes, access_bytes);
-  } else if constexpr (kAccess == RowAccess::kCached) {
-    load_pieces<16>(vec.words, row + element, valid ? vec.kBytes : 0);
   } else {
-    load_wide(vec.words, row + element, valid);
+    load_wide<kAccess>(vec.words, row + element, valid);
   }
   return vec;
 }
@@ -115,30 +108,22 @@ __device__ __forceinline__ void store_vec(T* row, const Vec<T, kElems>& vec, int
   if constexpr (kAccess == RowAccess::kNarrow) {
     const int valid_bytes = valid ? (hidden_size - element) * int(sizeof(T)) : 0;
     store_narrow(row + element, vec.words, valid_bytes, access_bytes);
-  } else if constexpr (kAccess == RowAccess::kCached) {
-    store_pieces<16>(row + element, vec.words, valid ? vec.kBytes : 0);
   } else {
-    store_wide(row + element, vec.words, valid);
+    store_wide<kAccess>(row + element, vec.words, valid);
   }
 }
 
 // Weights are shared by all rows, so they take the default cache policy.
 template <bool kNarrow, typename W, int kElems>
 __device__ __forceinline__ void load_weight(Vec<W, kElems>& vec, const W* weight, int element,
-                                            const NormParams& p) {
+                                            bool valid, const NormParams& p) {
   const W* from = weight + element;
   if constexpr (kNarrow) {
-    load_narrow(vec.words, from, (p.hidden_size - element) * int(sizeof(W)), p.weight_access_bytes);
+    const int valid_bytes = valid ? (p.hidden_size - element) * int(sizeof(W)) : 0;
+    load_narrow(vec.words, from, valid_bytes, p.weight_access_bytes);
   } else {
 #pragma unroll
-    for (int i = 0; i < vec.kWords; i += 4) {
-      const uint4 four =
-          *reinterpret_cast<const uint4*>(reinterpret_cast<const uint32_t*>(from) + i);
-      vec.words[i] = four.x;
-      vec.words[i + 1] = four.y;
-      vec.words[i + 2] = four.z;
-      vec.words[i + 3] = four.w;
-    }
+    for (int i = 0; i < vec.kWords; i += 4) load_16_bytes_if(vec.words + i, from, i * 4, valid);
   }
 }
 
@@ -152,8 +137,8 @@ __device__ __forceinline__ void add_residual(float (&h)[kElems], const Vec<T, kE
 
 // Steps 3 and 4: h becomes y, not yet rounded to the output's dtype. kAllOptions: there may be no
 // weight, and the rounding may come before it; elsewhere the code for that would only be in the
-// way.
-template <bool kAllOptions, typename W, int kElems>
+// way. Without kOffset the offset is -0, which changes no weight.
+template <bool kAllOptions, bool kOffset, typename W, int kElems>
 __device__ __forceinline__ void normalize(float (&h)[kElems], float rstd,
                                           const Vec<W, kElems>& weight, const NormParams& p) {
 #pragma unroll
@@ -161,8 +146,10 @@ __device__ __forceinline__ void normalize(float (&h)[kElems], float rstd,
   if (kAllOptions && p.weight == nullptr) return;
   float factor[kElems];
   weight.unpack(factor);
+  if constexpr (kOffset) {
 #pragma unroll
-  for (int i = 0; i < kElems; ++i) factor[i] = __fadd_rn(p.weight_offset, factor[i]);
+    for (int i = 0; i < kElems; ++i) factor[i] = __fadd_rn(p.weight_offset, factor[i]);
+  }
   const bool round_before = kAllOptions && p.round_before_weight;
   if (round_before) {
     round_to<W>(h);
