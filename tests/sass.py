@@ -33,6 +33,8 @@ class Kernel:
     stack: int = 0
     instructions: int = 0
     local_accesses: int = 0  # spills
+    divergence: int = 0  # instructions for a warp that may not be whole
+    gpu_fences: int = 0  # that wait for all of the GPU's memory
     widths: Counter = field(default_factory=Counter)  # of global accesses, by "LDG 128"
 
     def facts(self) -> dict:
@@ -89,6 +91,8 @@ def kernels(arch: str) -> dict[str, Kernel]:
         elif re.match(r"\s+/\*[0-9a-f]{4,5}\*/", line):
             current.instructions += "NOP" not in line
             current.local_accesses += bool(re.search(r"\b(LDL|STL)\b", line))
+            current.divergence += bool(re.search(r"BRA\.DIV|WARPSYNC\.COLLECTIVE", line))
+            current.gpu_fences += bool(re.search(r"MEMBAR\.[A-Z]+\.(GPU|SYS)", line))
             if access := GLOBAL.search(line):
                 text = access.group(0)
                 width = next((w for w in ("256", "128", "64", "U16") if w in text), "32")
