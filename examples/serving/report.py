@@ -142,8 +142,9 @@ def chart(path: Path, title: str, bars: dict[str, list[tuple[str, float, float]]
     # One line a workload, the same in every panel: not every metric has all of them.
     labels = list(dict.fromkeys(label for group in bars.values() for label, _, _ in group))
     height = 1.2 + 0.32 * len(labels)
+    width = max(5.6, 3.2 * len(bars))  # room for the title above a single panel
     figure, axes = pyplot.subplots(
-        1, len(bars), figsize=(3.2 * len(bars), height), sharey=True, squeeze=False
+        1, len(bars), figsize=(width, height), sharey=True, squeeze=False
     )
     for axis, (metric, group) in zip(axes[0], bars.items(), strict=True):
         positions = [labels.index(label) for label, _, _ in group]
