@@ -8,6 +8,7 @@
 //   4. no weight: y = round(h * rstd)
 #pragma once
 
+#include "access.cuh"
 #include "vec.cuh"
 
 namespace hp_norm {

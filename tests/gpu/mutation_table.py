@@ -81,7 +81,7 @@ MUTATIONS = (
     Mutation("no-cluster-start-wait", (*SLOW_SECOND_CTA, (
         "cuda/cluster.cuh", 'asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");',
         "")), (f"{CONFIGS}[4096-dtype0]",)),
-    mutation("no-wait-for-staged-rows", "cuda/vec.cuh",
+    mutation("no-wait-for-staged-rows", "cuda/access.cuh",
              'asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");', "",
              f"{CONFIGS}[24576-dtype0]"),
     mutation("no-wait-for-the-grid-before", "cuda/row_steps.cuh",
