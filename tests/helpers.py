@@ -100,7 +100,8 @@ def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "output") -> 
         return
     actual, expected = actual.cpu(), expected.cpu()
     distance = ulp_distance(actual, expected)
-    wrong = (distance > 0).nonzero()
+    signs = (actual.signbit() != expected.signbit()) & ~expected.isnan()  # of zeros, too
+    wrong = ((distance > 0) | signs).nonzero()
     assert wrong.numel() == 0, (
         f"{what}: {len(wrong)} of {distance.numel()} elements differ, first at "
         f"{wrong[0].tolist()}: {actual[tuple(wrong[0])]} instead of {expected[tuple(wrong[0])]}, "

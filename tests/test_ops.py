@@ -44,6 +44,17 @@ def check(case: Case, device: str) -> None:
         assert_same_bits(actual, expected[name], name)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_comparison_sees_every_bit_but_which_nan_it_is(dtype):
+    values = torch.tensor([0.0, 1.0, float("nan")], dtype=dtype)
+    assert_same_bits(-values[2:], values[2:].clone())
+    for index, other in enumerate([-0.0, 1.0 + torch.finfo(dtype).eps, 0.0]):
+        wrong = values.clone()
+        wrong[index] = other
+        with pytest.raises(AssertionError, match="1 of 3 elements differ"):
+            assert_same_bits(wrong, values)
+
+
 @pytest.mark.parametrize("hidden_size", HIDDEN_SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_size_and_weight_matches_the_contract(device, dtype, hidden_size):

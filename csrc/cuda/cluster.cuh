@@ -85,7 +85,9 @@ __device__ __forceinline__ void cluster_sums_push(float* chunk_sums, float sum, 
 #endif
 }
 
-// Returns when the chunk sums of the whole row are in this CTA's shared memory.
+// Returns when the chunk sums of the whole row are in this CTA's shared memory. It acquires for the
+// CTA, which is the default: st.async counts its bytes when they are there. For the cluster it
+// would empty L1 as well.
 __device__ __forceinline__ void cluster_sums_wait() {
 #if __CUDA_ARCH__ >= 900
   const uint32_t mbarrier = shared_address(cluster_mbarrier());

@@ -240,7 +240,8 @@ __global__ void __maxnreg__(max_registers(kPath, kVecs * kElems * int(sizeof(T))
       store_rounded(out, h, first_vec + i * blockDim.x, Access<kOutAccess>{});
     }
   };
-  // Few models have an offset; a tenth of the instructions is its addition (H200, 2026-11-26).
+  // Few models have an offset; a tenth of the instructions is its addition (H200, 2026-11-26). With
+  // 8 vectors a second copy of the loop would spill.
   if (kNarrow || kVecs > 4 || p.has_weight_offset) {
     finish(std::true_type{});
   } else {
