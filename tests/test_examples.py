@@ -494,6 +494,9 @@ def test_the_readme_says_what_the_served_runs_said():
 
     prose = " ".join(readme.split())
     assert f"it was {on_over_off(old['prefill 8'])}" in prose
+    medians = old["prefill 8"]["ttft_s"]
+    offs = sorted(f"{medians[name] * 1e3:.1f}" for name in offline.more_of(offline.OFF, medians))
+    assert "there {}, {} and {} ms without the plugin".format(*offs) in prose
     said = (on_over_off(qwen[work]) for work in ("decode 32", "decode 128"))
     assert "Qwen3-8B was {} at batch 32 and {} at 128".format(*said) in prose
 
