@@ -15,6 +15,8 @@ import pytest
 pytest.importorskip("rich", reason="examples need rich")
 from rich.console import Console  # noqa: E402
 
+from benchmarks import gpu_run  # noqa: E402
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
@@ -499,6 +501,15 @@ def test_the_readme_says_what_the_served_runs_said():
     assert "there {}, {} and {} ms without the plugin".format(*offs) in prose
     said = (on_over_off(qwen[work]) for work in ("decode 32", "decode 128"))
     assert "Qwen3-8B was {} at batch 32 and {} at 128".format(*said) in prose
+
+
+def test_the_served_models_of_a_gpu_run_are_understood():
+    jobs = [job for job in gpu_run.JOBS if job.arguments[:1] == gpu_run.SERVE]
+    assert len(jobs) == 5
+    for job in jobs:
+        args = serve_llama.parse(list(job.arguments[1:]), gpu=True)
+        assert args.out == f"{{out}}/{job.name}"
+        assert job.stage == 2, "a compiler beside it would be in its times"
 
 
 @pytest.mark.parametrize(
