@@ -14,31 +14,27 @@ enum class RowAccess {
   kNarrow,    // in pieces of any width
 };
 
-// Reads what is `valid`; the rest is zero. A predicate, so that the kernel has no branch here;
-// `volatile` keeps the loads behind griddepcontrol.wait.
+// `first`, and an instruction under a predicate, so that the kernel has no branch here; `valid` is
+// the operand that says whether it runs. A macro, since the text of an asm has to be a literal.
+#define HP_NORM_IF(valid, first, instruction) \
+  "{\n.reg .pred p;\nsetp.ne.u32 p, " valid ", 0;\n" first "\n@p " instruction ";\n}"
+#define HP_NORM_ZERO_4 "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;"
+#define HP_NORM_ZERO_8 HP_NORM_ZERO_4 "mov.b32 %4, 0; mov.b32 %5, 0; mov.b32 %6, 0; mov.b32 %7, 0;"
+
+// Reads what is `valid`; the rest is zero. `volatile` keeps the loads behind griddepcontrol.wait.
 template <RowAccess kAccess>
 __device__ __forceinline__ void load_16_bytes(uint32_t* w, const void* from, bool valid) {
+  const auto runs = static_cast<uint32_t>(valid);
   if constexpr (kAccess == RowAccess::kCached) {
-    asm volatile(
-        "{\n"
-        ".reg .pred p;\n"
-        "setp.ne.u32 p, %5, 0;\n"
-        "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
-        "@p ld.global.v4.b32 {%0, %1, %2, %3}, [%4];\n"
-        "}"
-        : "=&r"(w[0]), "=&r"(w[1]), "=&r"(w[2]), "=&r"(w[3])
-        : "l"(from), "r"(static_cast<uint32_t>(valid))
-        : "memory");
+    asm volatile(HP_NORM_IF("%5", HP_NORM_ZERO_4, "ld.global.v4.b32 {%0, %1, %2, %3}, [%4]")
+                 : "=&r"(w[0]), "=&r"(w[1]), "=&r"(w[2]), "=&r"(w[3])
+                 : "l"(from), "r"(runs)
+                 : "memory");
   } else {
     asm volatile(
-        "{\n"
-        ".reg .pred p;\n"
-        "setp.ne.u32 p, %5, 0;\n"
-        "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
-        "@p ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];\n"
-        "}"
+        HP_NORM_IF("%5", HP_NORM_ZERO_4, "ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4]")
         : "=&r"(w[0]), "=&r"(w[1]), "=&r"(w[2]), "=&r"(w[3])
-        : "l"(from), "r"(static_cast<uint32_t>(valid))
+        : "l"(from), "r"(runs)
         : "memory");
   }
 }
@@ -46,53 +42,34 @@ __device__ __forceinline__ void load_16_bytes(uint32_t* w, const void* from, boo
 // The same with the default policy, `offset` bytes behind `from`; what is not valid is undefined.
 __device__ __forceinline__ void load_16_bytes_if(uint32_t* w, const void* from, int offset,
                                                  bool valid) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.u32 p, %5, 0;\n"
-      "@p ld.global.v4.b32 {%0, %1, %2, %3}, [%4];\n"
-      "}"
-      : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-      : "l"(static_cast<const char*>(from) + offset), "r"(static_cast<uint32_t>(valid))
-      : "memory");
+  asm volatile(HP_NORM_IF("%5", "", "ld.global.v4.b32 {%0, %1, %2, %3}, [%4]")
+               : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+               : "l"(static_cast<const char*>(from) + offset), "r"(static_cast<uint32_t>(valid))
+               : "memory");
 }
 
 // Writes what is `valid`.
 template <RowAccess kAccess>
 __device__ __forceinline__ void store_16_bytes(void* to, const uint32_t* w, bool valid) {
+  const auto runs = static_cast<uint32_t>(valid);
   if constexpr (kAccess == RowAccess::kCached) {
-    asm volatile(
-        "{\n"
-        ".reg .pred p;\n"
-        "setp.ne.u32 p, %5, 0;\n"
-        "@p st.global.v4.b32 [%0], {%1, %2, %3, %4};\n"
-        "}"
-        :
-        : "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(static_cast<uint32_t>(valid))
-        : "memory");
+    asm volatile(HP_NORM_IF("%5", "", "st.global.v4.b32 [%0], {%1, %2, %3, %4}")::"l"(to),
+                 "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(runs)
+                 : "memory");
   } else if constexpr (kAccess == RowAccess::kKept) {
     // evict_last for all lines, as createpolicy encodes it. To say evict_normal in so many words
-    // is not the same as to say nothing: 2 to 6 % slower where the rows fill half of L2 and more.
+    // is not the same as to say nothing: 2 to 6 % slower where the rows fill half of L2 and more
+    // (H200, 2026-11-26).
     constexpr uint64_t kEvictLast = 0x14f0000000000000;
-    asm volatile(
-        "{\n"
-        ".reg .pred p;\n"
-        "setp.ne.u32 p, %5, 0;\n"
-        "@p st.global.L1::no_allocate.L2::cache_hint.v4.b32 [%0], {%1, %2, %3, %4}, %6;\n"
-        "}"
-        :
-        : "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(static_cast<uint32_t>(valid)),
-          "l"(kEvictLast)
-        : "memory");
+    asm volatile(HP_NORM_IF("%5", "",
+                            "st.global.L1::no_allocate.L2::cache_hint.v4.b32 "
+                            "[%0], {%1, %2, %3, %4}, %6")::"l"(to),
+                 "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(runs), "l"(kEvictLast)
+                 : "memory");
   } else {
     asm volatile(
-        "{\n"
-        ".reg .pred p;\n"
-        "setp.ne.u32 p, %5, 0;\n"
-        "@p st.global.L1::no_allocate.v4.b32 [%0], {%1, %2, %3, %4};\n"
-        "}"
-        :
-        : "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(static_cast<uint32_t>(valid))
+        HP_NORM_IF("%5", "", "st.global.L1::no_allocate.v4.b32 [%0], {%1, %2, %3, %4}")::"l"(to),
+        "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(runs)
         : "memory");
   }
 }
@@ -101,18 +78,13 @@ __device__ __forceinline__ void store_16_bytes(void* to, const uint32_t* w, bool
 // is tested, on GPUs without 256-bit accesses.
 __device__ __forceinline__ void load_32_bytes(uint32_t* w, const void* from, bool valid) {
 #if __CUDA_ARCH__ >= 1000
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.u32 p, %9, 0;\n"
-      "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
-      "mov.b32 %4, 0; mov.b32 %5, 0; mov.b32 %6, 0; mov.b32 %7, 0;\n"
-      "@p ld.global.L1::no_allocate.v8.b32 {%0, %1, %2, %3, %4, %5, %6, %7}, [%8];\n"
-      "}"
-      : "=&r"(w[0]), "=&r"(w[1]), "=&r"(w[2]), "=&r"(w[3]), "=&r"(w[4]), "=&r"(w[5]), "=&r"(w[6]),
-        "=&r"(w[7])
-      : "l"(from), "r"(static_cast<uint32_t>(valid))
-      : "memory");
+  asm volatile(HP_NORM_IF("%9", HP_NORM_ZERO_8,
+                          "ld.global.L1::no_allocate.v8.b32 "
+                          "{%0, %1, %2, %3, %4, %5, %6, %7}, [%8]")
+               : "=&r"(w[0]), "=&r"(w[1]), "=&r"(w[2]), "=&r"(w[3]), "=&r"(w[4]), "=&r"(w[5]),
+                 "=&r"(w[6]), "=&r"(w[7])
+               : "l"(from), "r"(static_cast<uint32_t>(valid))
+               : "memory");
 #else
   load_16_bytes<RowAccess::kStreamed>(w, from, valid);
   load_16_bytes<RowAccess::kStreamed>(w + 4, static_cast<const char*>(from) + 16, valid);
@@ -121,21 +93,21 @@ __device__ __forceinline__ void load_32_bytes(uint32_t* w, const void* from, boo
 
 __device__ __forceinline__ void store_32_bytes(void* to, const uint32_t* w, bool valid) {
 #if __CUDA_ARCH__ >= 1000
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.u32 p, %9, 0;\n"
-      "@p st.global.L1::no_allocate.v8.b32 [%0], {%1, %2, %3, %4, %5, %6, %7, %8};\n"
-      "}"
-      :
-      : "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(w[4]), "r"(w[5]), "r"(w[6]),
-        "r"(w[7]), "r"(static_cast<uint32_t>(valid))
-      : "memory");
+  asm volatile(HP_NORM_IF("%9", "",
+                          "st.global.L1::no_allocate.v8.b32 "
+                          "[%0], {%1, %2, %3, %4, %5, %6, %7, %8}")::"l"(to),
+               "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(w[4]), "r"(w[5]), "r"(w[6]),
+               "r"(w[7]), "r"(static_cast<uint32_t>(valid))
+               : "memory");
 #else
   store_16_bytes<RowAccess::kStreamed>(to, w, valid);
   store_16_bytes<RowAccess::kStreamed>(static_cast<char*>(to) + 16, w + 4, valid);
 #endif
 }
+
+#undef HP_NORM_IF
+#undef HP_NORM_ZERO_4
+#undef HP_NORM_ZERO_8
 
 template <RowAccess kAccess, int kWords>
 __device__ __forceinline__ void load_wide(uint32_t (&words)[kWords], const void* from, bool valid) {
