@@ -124,6 +124,12 @@ def test_links_of_the_documents_exist():
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def test_no_result_names_a_folder_of_the_machine_it_ran_on():
+    for result in (*tracked("docs/gpu/*.json"), *tracked("benchmarks/results/*.csv")):
+        found = re.search(r"[\s\"=,](?:~|/tmp|/home|/root|/Users)/\S*", result.read_text())
+        assert found is None, f"{result.name}: {found.group()}"
+
+
 def test_only_vec_knows_the_dtypes():
     """A dtype is added in one file, and named where instantiations are listed."""
     for source in (ROOT / "csrc" / "cuda").iterdir():

@@ -39,11 +39,11 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
                 name = f"start{number}_{setting}"
                 engine = offline.start(stack, model, args, progress, {name: variables})[name]
                 with alone(engine, args):
-                    starts.append(_look(engine, setting, root, args))
+                    starts.append(_look(engine, setting, args))
     return {"starts": starts}
 
 
-def _look(engine: Any, setting: str, root: str, args: argparse.Namespace) -> dict[str, Any]:
+def _look(engine: Any, setting: str, args: argparse.Namespace) -> dict[str, Any]:
     work = {"batch": 1, "input_len": args.input_len, "seed": args.seed}
     length = min(args.output_len, 17)
     state = engine.ask("state")
@@ -52,7 +52,7 @@ def _look(engine: Any, setting: str, root: str, args: argparse.Namespace) -> dic
     return {
         "plugin": setting,
         # The key is a folder on the way; on a GPU the last is `backbone`, whatever the key.
-        "cache_dir": state["cache_dir"].removeprefix(root),
+        "cache_dir": state["cache_dir"],
         "compiled": state["compile"].get("num_aot_compiles"),
         "loaded": state["compile"].get("num_aot_artifacts_loaded"),
         "saved": state["compile"].get("num_aot_artifacts_saved"),

@@ -65,7 +65,8 @@ class WorkerProbe:
         dict
             `adapter` and `reason` of `register`; `layers` as `report.count_layers`; `left`, the
             words on token numbers that keep Inductor's norm;
-            `priority` of each IR op; `compile`, vLLM's compile counters; `pass_config`.
+            `priority` of each IR op; `compile`, vLLM's compile counters; `cache_dir`, the graph's
+            folder under vLLM's cache; `pass_config`.
 
         """
         from hp_norm_plugin.vllm import registration, report, token_ranges
@@ -84,7 +85,7 @@ class WorkerProbe:
             "compile": _compile_counters(),
             "mode": str(compilation.mode),
             "cudagraph_mode": str(compilation.cudagraph_mode),
-            "cache_dir": str(getattr(compilation, "local_cache_dir", None) or ""),
+            "cache_dir": _cache_dir(compilation),
             "pass_config": {k: repr(v) for k, v in vars(compilation.pass_config).items()},
         }
 
@@ -131,6 +132,14 @@ def until_next(events: Iterable[Any]) -> dict[str, float]:
     for (start, name), (next_start, _) in itertools.pairwise(starts):
         summed[name] += next_start - start
     return summed
+
+
+def _cache_dir(compilation: Any) -> str:
+    # Where vLLM's cache lies says nothing about the graph, and is the machine's own business.
+    from vllm import envs
+
+    found = str(getattr(compilation, "local_cache_dir", None) or "")
+    return found.removeprefix(f"{envs.VLLM_CACHE_ROOT}/")
 
 
 def _ir_priority() -> dict[str, list[str]]:

@@ -32,6 +32,7 @@ def test_three_starts_in_one_cache(python, tmp_path):
     # Two layers have two norms each, and one is at the end.
     assert [start["hp_norm_per_step"] for start in result["starts"]] == [5, 0, 5]
     assert on["cache_dir"] == again["cache_dir"] != off["cache_dir"]
+    assert on["cache_dir"].startswith("torch_compile_cache/")  # not where this machine has it
     assert on["tokens"] == again["tokens"]
     log = (tmp_path / "engine_start1_on.log").read_text()
     assert log.count("IR adapter, fused_add_rms_norm and rms_norm on") == 1
