@@ -12,25 +12,36 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import re
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 
-from benchmarks import shapes
+from benchmarks import shapes, tune
+from hp_norm_plugin import rules
 
-BF16_BYTES = 2
 RULE_PRICE = 0.03  # in logarithms of time: a rule has to win 3 % at one shape, or 1 % at three
 LARGE_LOSS, LARGE_LOSS_PRICE = 0.02, 8.0  # what a shape loses above 2 % counts so many times more
 # A trigger behind the loads is 10 % slower on some cards where a call is short
 # (docs/notes/2026-11-26-another-card.md), and one card's sweep does not show it.
 ROBUST_TOKENS = 256
-NAMES = {1: "kEarly", 2: "kRes", 4: "kAhead", 32: "kStage", 64: "kEnd", 256: "kL1", 512: "kKeep"}
-EARLY, AT_END = 1, 64
-CANDIDATE = re.compile(r"candidate:16B x(\d), (\d+) rows?, (\d) CTAs?(.*)")
+EARLY, AT_END = rules.OPTIONS["trigger_early"], rules.OPTIONS["trigger_at_end"]
+# As the table calls them. It has no others: the launcher decides on narrow and re-reading kernels.
+NAMES = {
+    "trigger_early": "kEarly",
+    "prefetch_residual": "kRes",
+    "prefetch_ahead": "kAhead",
+    "staged": "kStage",
+    "trigger_at_end": "kEnd",
+    "cached": "kL1",
+    "keep_output": "kKeep",
+}
+VEC_BYTES = 16
+
+Piece = TypeVar("Piece")
 
 Config = tuple[int, int, int, int]  # vectors a thread, rows a CTA, CTAs a row, options
 Losses = dict[tuple[int, int], dict[Config, float]]  # by (num_tokens, hidden_size)
@@ -50,8 +61,8 @@ def read(path: Path, op: str) -> Losses:
     frame = pd.read_csv(path)
     frame = frame[(frame["op"] == op) & frame["us"].notna()]
     if "provider" in frame:
-        frame = frame[frame["provider"].str.fullmatch(CANDIDATE)]
-        configs = frame["provider"].map(_config_of_name)
+        frame = frame[frame["provider"].str.startswith(f"{tune.PREFIX}{VEC_BYTES}B")]
+        configs = frame["provider"].map(lambda name: astuple(tune.config_of(name))[1:])
     else:
         columns = ["vecs_per_thread", "rows_per_cta", "ctas_per_row", "options"]
         configs = pd.Series(list(frame[columns].itertuples(index=False, name=None)), frame.index)
@@ -59,19 +70,16 @@ def read(path: Path, op: str) -> Losses:
     for tokens, width, config, us in zip(
         frame["num_tokens"], frame["hidden_size"], configs, frame["us"], strict=True
     ):
-        found.setdefault((int(tokens), int(width)), {})[config] = float(us)
+        if set(_option_names(config)) <= NAMES.keys():
+            found.setdefault((int(tokens), int(width)), {})[config] = float(us)
     return {
         shape: {config: math.log(us / min(times.values())) for config, us in times.items()}
         for shape, times in found.items()
     }
 
 
-def _config_of_name(name: str) -> Config:
-    from hp_norm_plugin import rules
-
-    vecs, rows, ctas, options = CANDIDATE.fullmatch(name).groups()
-    names = [option for option in options.split(", ") if option]
-    return int(vecs), int(rows), int(ctas), sum(rules.OPTIONS[option] for option in names)
+def _option_names(config: Config) -> list[str]:
+    return rules.Config(VEC_BYTES, *config).option_names()
 
 
 def merge(cards: Sequence[Losses], robust_tokens: int = ROBUST_TOKENS) -> Losses:
@@ -95,6 +103,24 @@ def price(loss: float) -> float:
     return loss + LARGE_LOSS_PRICE * max(0.0, loss - LARGE_LOSS)
 
 
+def cheapest_split(
+    count: int, best: Callable[[int, int], tuple[float, Piece]]
+) -> tuple[float, tuple[tuple[int, Piece], ...]]:
+    """Split ``range(count)`` into runs: the least price, and each run's last index and piece.
+
+    ``best(start, end)`` is the price of one run and what is to be had for it.
+    """
+    splits: list = [(0.0, ())]
+    for end in range(1, count + 1):
+        options = []
+        for start in range(end):
+            cost, piece = best(start, end)
+            before, earlier = splits[start]
+            options.append((before + cost, (*earlier, (end - 1, piece))))
+        splits.append(min(options))
+    return splits[-1]
+
+
 def choose(losses: Losses, rule_price: float = RULE_PRICE) -> list[Choice]:
     """The rules, in the order in which the table has to have them.
 
@@ -111,46 +137,36 @@ def choose(losses: Losses, rule_price: float = RULE_PRICE) -> list[Choice]:
     def shape_price(tokens: int, width: int) -> dict[Config, float]:
         return {c: price(loss) for c, loss in losses.get((tokens, width), {}).items()}
 
-    def best(tokens: Sequence[int], segment: Sequence[int]) -> tuple[float, Config | None]:
+    def rule(tokens: Sequence[int], segment: Sequence[int]) -> tuple[float, Config | None]:
         of_shapes = [shape_price(t, w) for t in tokens for w in segment]
         common = set.intersection(*map(set, of_shapes))
         sums = ((sum(prices[config] for prices in of_shapes), config) for config in common)
-        return min(sums, default=(math.inf, None))
+        cost, config = min(sums, default=(math.inf, None))
+        return cost + rule_price, config
 
-    @functools.cache
-    def split(tokens: tuple[int, ...]) -> tuple[float, tuple[tuple[int, Config], ...]]:
-        paths: list = [(0.0, ())]
-        for end in range(1, len(widths) + 1):
-            options = []
-            for start in range(end):
-                cost, config = best(tokens, widths[start:end])
-                before, path = paths[start]
-                options.append((before + cost + rule_price, (*path, (widths[end - 1], config))))
-            paths.append(min(options))
-        return paths[-1]
+    def rules_for(tokens: Sequence[int]) -> tuple[float, tuple[tuple[int, Config], ...]]:
+        return cheapest_split(len(widths), lambda start, end: rule(tokens, widths[start:end]))
 
-    groups: list = [(0.0, ())]
-    for end in range(1, len(all_tokens) + 1):
-        options = []
-        for start in range(end):
-            cost, path = split(tuple(all_tokens[start:end]))
-            before, earlier = groups[start]
-            options.append((before + cost, (*earlier, (all_tokens[end - 1], path))))
-        groups.append(min(options))
-    cost, found = groups[-1]
+    cost, found = cheapest_split(
+        len(all_tokens), lambda start, end: rules_for(all_tokens[start:end])
+    )
     if math.isinf(cost):
         raise ValueError("no configuration is left for a shape: more of them, or fewer cards")
-    return [Choice(tokens, width, config) for tokens, path in found for width, config in path]
+    return [
+        Choice(all_tokens[last_tokens], widths[last_width], config)
+        for last_tokens, of_widths in found
+        for last_width, config in of_widths
+    ]
 
 
 def line(choice: Choice, op: str, last: bool, evidence: str) -> str:
     """The choice as the table has it."""
-    vecs, rows, ctas, options = choice.config
-    names = " | ".join(name for bit, name in NAMES.items() if options & bit) or "0"
+    vecs, rows, ctas, _ = choice.config
+    names = " | ".join(NAMES[option] for option in _option_names(choice.config)) or "0"
     rule_op = "kAddOp" if op == "fused_add" else "kPlainOp"
     limit = "kNoLimit" if last else choice.num_tokens
-    config = f"{{16, {vecs}, {rows}, {ctas}, {names}}}"
-    row_bytes = choice.hidden_size * BF16_BYTES
+    config = f"{{{VEC_BYTES}, {vecs}, {rows}, {ctas}, {names}}}"
+    row_bytes = shapes.Case(op, "bf16", choice.num_tokens, choice.hidden_size).row_bytes
     return f"    {{90, 99, {rule_op}, {row_bytes}, {limit}, {config}, {evidence}}},"
 
 

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import terminal
+from benchmarks.environment import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 GRID = ("-m", "benchmarks.run")
 PYTEST = ("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider")
 SERVE = ("examples/serve_llama.py",)

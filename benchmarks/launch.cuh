@@ -9,9 +9,9 @@
 #include <cstdlib>
 #include <vector>
 
+#include "kernel_table.cuh"
 #include "launch_rules.h"
 #include "prefetch.h"
-#include "rms_norm.cuh"
 
 namespace hp_norm::bench {
 
@@ -26,48 +26,6 @@ inline void check(cudaError_t error) {
 inline float median(std::vector<float> values) {
   std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
   return values[values.size() / 2];
-}
-
-template <bool kAdd, int kVecs, bool kCluster, RowPath kPath>
-const void* kernel() {
-  return reinterpret_cast<const void*>(
-      &rms_norm_kernel<Element, Element, 8, kVecs, kAdd, kCluster, kPath>);
-}
-
-template <bool kAdd, bool kCluster, RowPath kPath>
-const void* wide_kernel(int vecs) {
-  switch (vecs) {
-    case 1: return kernel<kAdd, 1, kCluster, kPath>();
-    case 2: return kernel<kAdd, 2, kCluster, kPath>();
-    default: return kernel<kAdd, 4, kCluster, kPath>();
-  }
-}
-
-template <bool kAdd>
-const void* kernel_of(const LaunchConfig& config) {
-  const int vecs = config.vecs_per_thread;
-  if ((config.options & kStaged) && (config.options & kCached)) {
-    return kernel<kAdd, 4, false, RowPath::kStagedCached>();
-  }
-  if ((config.options & kStaged) && (config.options & kKeepOutput)) {
-    return kernel<kAdd, 4, false, RowPath::kStagedKept>();
-  }
-  if (config.options & kStaged) {
-    return vecs == 4 ? kernel<kAdd, 4, false, RowPath::kStaged>()
-                     : kernel<kAdd, 8, false, RowPath::kStaged>();
-  }
-  if (config.options & kCached) {
-    return vecs == 2 ? kernel<kAdd, 2, false, RowPath::kCached>()
-                     : kernel<kAdd, 4, false, RowPath::kCached>();
-  }
-  if (config.options & kKeepOutput) {
-    if (config.ctas_per_row == 1) return kernel<kAdd, 4, false, RowPath::kKept>();
-    return vecs == 2 ? kernel<kAdd, 2, true, RowPath::kKept>()
-                     : kernel<kAdd, 4, true, RowPath::kKept>();
-  }
-  if (config.ctas_per_row > 1) return wide_kernel<kAdd, true, RowPath::kWide>(vecs);
-  return config.rows_per_cta > 1 ? wide_kernel<kAdd, false, RowPath::kRows>(vecs)
-                                 : wide_kernel<kAdd, false, RowPath::kWide>(vecs);
 }
 
 // The tensors of a call, rows contiguous; residual and residual_out are null for the plain norm.
@@ -106,7 +64,7 @@ void launch_norm(cudaStream_t stream, const Tensors& tensors, int num_tokens, in
   cudaLaunchConfig_t launch = plan_launch(p, config, shape, dependent, attributes);
   launch.stream = stream;
   void* arguments[] = {&p};
-  const void* function = kernel_of<kAdd>(config);
+  const void* function = Kernels<Element, Element, kAdd>::find(config);
   check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(launch.dynamicSmemBytes)));
   check(cudaLaunchKernelExC(&launch, function, arguments));

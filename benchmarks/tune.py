@@ -26,6 +26,7 @@ from benchmarks.providers import COPY, OURS
 from benchmarks.records import OK, Row
 
 PREFIX = "candidate:"
+NAME = re.compile(PREFIX + r"(\d+)B x(\d+), (\d+) rows?, (\d+) CTAs?(.*)")
 
 
 class Config(Protocol):
@@ -57,6 +58,15 @@ def name_of(config: Config) -> str:
     parts.append(f"{rows} row{'s' * (rows > 1)}")
     parts.append(f"{ctas} CTA{'s' * (ctas > 1)}")
     return PREFIX + ", ".join([*parts, *config.option_names()])
+
+
+def config_of(name: str) -> Config:
+    """The configuration that ``name_of`` gives this name."""
+    from hp_norm_plugin import rules
+
+    *sizes, options = NAME.fullmatch(name).groups()
+    names = [option for option in options.split(", ") if option]
+    return rules.Config(*map(int, sizes), sum(rules.OPTIONS[option] for option in names))
 
 
 def with_options(configs: Iterable[Config], names: Sequence[str]) -> list[Config]:

@@ -84,6 +84,12 @@ def test_tune_writes_what_is_read(tmp_path, a_row):
     assert choose.read(tmp_path / "tune.csv", "fused_add") == {(8, 4096): {(2, 1, 4, 513): 0.0}}
 
 
+def test_only_what_a_rule_can_say_is_read(tmp_path):
+    narrow, wide = (2, 1, 1, rules.OPTIONS["narrow"]), (2, 1, 1, EARLY)
+    losses = losses_of(tmp_path, {(1, 1024): {narrow: 1.0, wide: 1.5}})
+    assert losses == {(1, 1024): {wide: 0.0}}
+
+
 def test_lines_are_the_tables(capsys):
     """A line of the table, from the sweep that it says it comes from."""
     assert choose.main([str(SWEEP), "--op", "fused_add", "--evidence", "kShort"]) == 0
