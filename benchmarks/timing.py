@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from benchmarks import stats
+from benchmarks import l2, stats
 from benchmarks.provider import Call
 from benchmarks.shapes import Case
 
@@ -143,6 +143,9 @@ class Clock(Protocol):
     def synchronize(self) -> None:
         """Wait for everything that was started."""
 
+    def forget(self) -> None:
+        """Wait, and take back what the last provider asked a cache to keep."""
+
     def release(self) -> None:
         """Give back the memory of replays that are no longer referenced."""
 
@@ -196,6 +199,11 @@ class GraphClock:
         """Wait for the device."""
         torch.cuda.synchronize(self.device)
 
+    def forget(self) -> None:
+        """Wait for the device, and make every line of L2 an ordinary one."""
+        torch.cuda.synchronize(self.device)
+        l2.reset_persisting()
+
     def release(self) -> None:
         """Free the pools of graphs that are gone; the allocator keeps them otherwise."""
         torch.cuda.empty_cache()
@@ -229,6 +237,9 @@ class CpuClock:
     def synchronize(self) -> None:
         """Nothing to wait for."""
 
+    def forget(self) -> None:
+        """Nothing is kept."""
+
     def release(self) -> None:
         """Nothing to give back."""
 
@@ -243,17 +254,21 @@ def measure(
 ) -> dict[str, list[float]]:
     """Time every replay ``repeats`` times, in balanced order; microseconds per call by name.
 
-    Each measurement resets the inputs, replays once untimed, which fills the cache that the
-    protocol wants and keeps the device busy until the timed replay is queued, and replays timed.
-    ``while_running`` is called once, while the device is under load.
+    Each measurement makes the clock forget what the provider before asked its cache to keep, resets
+    the inputs, replays once untimed, which fills the cache that the protocol wants and keeps the
+    device busy until the timed replay is queued, and replays timed.
+    ``while_running`` is called once, while a replay more of each puts the device under load.
     """
     pending: dict[str, list[Callable[[], float]]] = {name: [] for name in replays}
     for order in stats.balanced_orders(list(replays), repeats):
         for name in order:
+            clock.forget()
             sets.reset()
             replays[name]()
             sets.evict()
             pending[name].append(clock.timed(replays[name]))
+    for replay in replays.values():
+        replay()
     while_running()
     clock.synchronize()
     return {name: [read() / plan.calls for read in reads] for name, reads in pending.items()}

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks import timing
+from benchmarks import l2, timing
 from benchmarks.shapes import HIDDEN_SIZES, NUM_TOKENS, Case
 from benchmarks.timing import CACHED, COLD, CpuClock, InputSets, Plan
 
@@ -132,6 +132,9 @@ class FakeClock:
     def synchronize(self):
         self.synchronized = True
 
+    def forget(self):
+        self.log.append("forget")
+
 
 def fake_replay(name, us, log):
     def replay():
@@ -157,8 +160,9 @@ def test_measure_resets_and_warms_up_outside_the_timed_region():
     replays = {name: fake_replay(name, 128.0, clock.log) for name in ("a", "b")}
     times = timing.measure(replays, FakeSets(clock.log), Plan(CACHED, 4, 64), clock, 4)
     a, b = ([x, "evict", "start", x, "end"] for x in "ab")
-    one = [["reset", *part] for part in (a, b)]
-    assert clock.log == [*one[0], *one[1], *one[1], *one[0], *one[1], *one[0], *one[0], *one[1]]
+    one = [["forget", "reset", *part] for part in (a, b)]
+    order = [*one[0], *one[1], *one[1], *one[0], *one[1], *one[0], *one[0], *one[1]]
+    assert clock.log == [*order, "a", "b"]  # a load under which to read the clocks
     assert [len(samples) for samples in times.values()] == [4, 4]
     assert times["a"][0] == pytest.approx(128 / 64, rel=0.1)
 
@@ -186,3 +190,19 @@ def test_cpu_clock_divides_nothing_and_makes_every_call():
     assert len(calls) == 1  # the call that compiles
     assert clock.timed(replay)() == pytest.approx(0.5e6)
     assert len(calls) == 1 + 3
+
+
+def test_a_refused_reset_is_an_error(monkeypatch):
+    class Driver:
+        def cuCtxResetPersistingL2Cache(self):  # noqa: N802, the driver's name
+            return 201
+
+    monkeypatch.setattr(l2, "_driver", Driver)
+    with pytest.raises(RuntimeError, match="cuCtxResetPersistingL2Cache: error 201"):
+        l2.reset_persisting()
+
+
+@pytest.mark.gpu
+def test_the_clock_of_a_gpu_forgets():
+    torch.zeros(1, device="cuda")
+    timing.GraphClock(torch.device("cuda", 0)).forget()
