@@ -51,9 +51,10 @@ class Done:
     seconds: float
 
 
-def _offline(name: str, *arguments: str) -> Job:
-    """Engines of a model, two of each setting."""
-    common = ("offline", *arguments, "--engines", "2", "--repeats", "6", "--kv-cache-gib", "4")
+def _offline(name: str, *arguments: str, engines: int = 2) -> Job:
+    """Engines of a model, so many of each setting."""
+    common = ("offline", *arguments, "--engines", str(engines), "--repeats", "6",
+              "--kv-cache-gib", "4")  # fmt: skip
     return Job(name, (*SERVE, *common, "--out", f"{{out}}/{name}"), 480, stage=2)
 
 
@@ -67,7 +68,7 @@ JOBS = (
     Job("sanitizer", (*PYTEST, "-m", "sanitizer", "tests/test_ops_cuda.py"), 120),
     Job("founding", (*GRID, "--founding", "--providers", "hp_norm", "flashinfer_cute",
                      "flashinfer_cuda", "copy", "--out", "{out}/founding.csv"), 120),
-    _offline("llama", "--model", "Llama-3.1-8B", "--batch-sizes", "1", "8", "32", "128"),
+    _offline("llama", "--model", "Llama-3.1-8B", "--batch-sizes", "1", "8", "32", "128", engines=3),
     _offline("qwen", "--model", "Qwen3-8B", "--batch-sizes", "1", "32", "128"),
     _offline("gemma", "--model", "Gemma-3-4B-text", "--batch-sizes", "1", "32", "128",
              "--may-stand-aside"),

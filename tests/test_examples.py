@@ -34,7 +34,8 @@ def test_paired_ratio_cancels_a_drift():
     assert spread == pytest.approx(0.0, abs=1e-12)
 
 
-def test_time_per_output_token_is_the_median_step(monkeypatch):
+@pytest.mark.parametrize(("batch", "queued"), [(2, 1), (1, 2)])
+def test_time_per_output_token_is_the_median_step(monkeypatch, batch, queued):
     """A fake engine whose prefill takes two steps; its second request starts a step late."""
     import types
 
@@ -69,8 +70,9 @@ def test_time_per_output_token_is_the_median_step(monkeypatch):
     measured = engine_module.Engine.__new__(engine_module.Engine)
     measured.requests, measured.vocab_size = 0, 100
     measured.llm = types.SimpleNamespace(llm_engine=FakeEngine())
-    result = measured.measure(batch=2, input_len=3, output_len=4, seed=0)
-    assert result["first_token_s"] == [6.0] and result["all_tokens_s"] == [6.3]
+    result = measured.measure(batch=batch, input_len=3, output_len=4, seed=0, queued=queued)
+    assert result["first_token_s"] == [6.0 / queued]
+    assert result["all_tokens_s"] == [6.3 / queued]
     assert result["step_s"] == [pytest.approx(0.1)]
     assert result["tokens"] == [[0, 1, 2, 3], [0, 1, 2, 3]]
 

@@ -19,6 +19,7 @@ from serving.models import Model
 
 OFF = "off"
 ON = "on"
+QUEUED_PREFILLS = 4
 
 
 def more_of(setting: str, names: Iterable[str]) -> list[str]:
@@ -102,7 +103,7 @@ def measure(
     if args.prefill_batch:
         workloads.append(
             {"kind": "prefill", "batch": args.prefill_batch, "input_len": args.prefill_len,
-             "output_len": 1}
+             "output_len": 1, "queued": QUEUED_PREFILLS}
         )  # fmt: skip
     task = progress.add_task(
         "measuring", total=len(workloads) * (args.repeats + args.warmup) * len(engines)
