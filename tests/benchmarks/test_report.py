@@ -2,9 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import analysis, charts, records, report, results, shapes, tables
+from benchmarks import charts, records, report, results, shapes, tables
 from benchmarks.tables import TABLES
-from hp_norm_plugin import rules
 
 
 @pytest.fixture
@@ -202,22 +201,6 @@ def test_the_committed_documents_say_what_the_committed_results_say():
     found = results.load(sorted(report.RESULTS.glob("*.csv")), sorted(report.DTYPES.glob("*.csv")))
     stale = report.stale(report.ROOT, found)
     assert not stale, f"run make bench-report: {', '.join(path.name for path in stale)}"
-
-
-@pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
-def test_the_documents_say_how_the_cells_with_older_rules_were_then(name):
-    """Beside the tables of the newest run, whose rules lost there."""
-    frame = records.read([report.RESULTS / "2026-11-26-h200-fused-bf16.csv"])
-    cells = [(32, 1024), (32, 28672), (128, 7168), (128, 8192), (2048, 1024)]
-    cells += [(256, width) for width in (2048, 2560, 2880, 3072)]
-    ratios = analysis.ours_against_peers(frame).set_index(["num_tokens", "hidden_size"])
-    ratio = ratios["ratio_to_peer"].loc[cells]
-    text = " ".join((report.ROOT / name).read_text().split())
-    said = f"the best peer took {ratio.min():.2f} to {ratio.max():.2f} times as long there"
-    assert f"At {frame['commit'][0]}, whose kernels were slower, {said}" in text
-    for num_tokens, hidden_size in cells:
-        evidence = rules.explain(num_tokens, hidden_size, device="sm_90").evidence
-        assert "another-card" in evidence, (num_tokens, hidden_size)
 
 
 def test_main_rewrites_draws_and_prints_the_bounds(tmp_path, csvs, capsys):
