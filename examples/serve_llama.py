@@ -111,7 +111,9 @@ def has_gpu() -> bool:
 def keep(args: argparse.Namespace, result: dict) -> Path:
     """Write what a mode found, and what it was asked for; returns the file."""
     path = Path(args.out) / f"serve_llama_{args.mode}.json"
-    report.write_json(path, {**result, "arguments": vars(args)})
+    # Where it is written says nothing about the result, and is the machine's own business.
+    asked = {name: value for name, value in vars(args).items() if name != "out"}
+    report.write_json(path, {**result, "arguments": asked})
     return path
 
 
