@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks import check, environment, stats, timing
+from benchmarks import check, environment, stats, stopwatch, timing
 from benchmarks.provider import Provider, one_line
 from benchmarks.providers import COPY, EMPTY, OURS
 from benchmarks.records import FAILED, OK, SKIPPED, Row
@@ -29,7 +29,7 @@ class Bench:
 
     device: torch.device
     environment: environment.Environment
-    clock: timing.Clock
+    clock: stopwatch.Clock
     clocks: environment.Clocks
     repeats: int
     protocol: str | None = None
@@ -40,7 +40,7 @@ class Bench:
     def on(cls, device: torch.device, repeats: int, protocol: str | None = None) -> Bench:
         """A bench on a device, with the clock that fits it."""
         on_gpu = device.type == "cuda"
-        clock = timing.GraphClock(device) if on_gpu else timing.CpuClock()
+        clock = stopwatch.GraphClock(device) if on_gpu else stopwatch.CpuClock()
         clocks = environment.Clocks(device)
         steady = GPU_STEADY_SPREAD if on_gpu else math.inf
         env = environment.describe(device)
@@ -103,7 +103,7 @@ def _time(
         return {}, failures
     read_clocks = functools.partial(_append_reading, clocks, bench.clocks)
     for _ in range(1 + MEASURED_AGAIN):
-        times = timing.measure(replays, sets, plan, bench.clock, bench.repeats, read_clocks)
+        times = stopwatch.measure(replays, sets, plan, bench.clock, bench.repeats, read_clocks)
         if all(map(bench.is_steady, times.values())):
             break
     return times, failures
@@ -121,7 +121,7 @@ def _prepare(
     providers: Sequence[Provider],
     sets: timing.InputSets,
     plan: timing.Plan,
-) -> tuple[dict[str, timing.Replay], dict[str, str]]:
+) -> tuple[dict[str, stopwatch.Replay], dict[str, str]]:
     """Check and prepare each provider; what raises or is wrong is left out, with the reason."""
     replays, failures = {}, {}
     for provider in providers:

@@ -42,8 +42,8 @@ from benchmarks import (
     records,
     stats,
     step_profile,
+    stopwatch,
     terminal,
-    timing,
     tune,
 )
 from benchmarks.decoder import LAYERS, NORMS_PER_LAYER, Chain
@@ -65,7 +65,7 @@ class Added:
 
 
 def measure(
-    chain: Chain, calls: dict[str, Call], repeats: int, clock: timing.Clock
+    chain: Chain, calls: dict[str, Call], repeats: int, clock: stopwatch.Clock
 ) -> tuple[float, list[Added]]:
     """The time of half a layer without its norm, and what each provider's norm adds to it."""
     norms_by_name = {NO_NORM: None, **calls}
@@ -159,7 +159,7 @@ def run_case(
     env: environment.Environment,
     device: torch.device,
     repeats: int,
-    clock: timing.Clock,
+    clock: stopwatch.Clock,
     console: Console,
     with_profile: bool = False,
     past: int = 0,
@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("no CUDA device here; a chain of products needs one", style="red")
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
-    env, clock = environment.describe(device), timing.GraphClock(device)
+    env, clock = environment.describe(device), stopwatch.GraphClock(device)
     loaded, unavailable = providers.load_all(args.providers, device)
     for reason in unavailable.values():
         console.print(f"skipped: {reason}", markup=False, highlight=False)

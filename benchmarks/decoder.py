@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks import timing
+from benchmarks import stopwatch
 from benchmarks.provider import Call
 from benchmarks.shapes import Case
 
@@ -123,4 +123,4 @@ class Chain:
         def run() -> None:
             self._run(norm)
 
-        return run if self.stream is None else timing.captured(self.stream, run, run)
+        return run if self.stream is None else stopwatch.captured(self.stream, run, run)

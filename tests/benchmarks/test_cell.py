@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks import cell, environment, terminal, timing
+from benchmarks import cell, environment, stopwatch, terminal
 from benchmarks.provider import Provider
 from benchmarks.shapes import Case
 from hp_norm_plugin import reference
@@ -29,7 +29,12 @@ class Clocks:
 def bench():
     env = environment.Environment("abc", "2026-01-02", "a GPU", "580", "13.0", "2.11", 2**20)
     return cell.Bench(
-        torch.device("cpu"), env, timing.CpuClock(), Clocks(), repeats=3, free_bytes=lambda _: 2**40
+        torch.device("cpu"),
+        env,
+        stopwatch.CpuClock(),
+        Clocks(),
+        repeats=3,
+        free_bytes=lambda _: 2**40,
     )
 
 
@@ -64,7 +69,7 @@ def test_a_disturbed_cell_is_measured_again_and_marked_if_it_stays_so(
         first = [1.0, 1.2, 3.0] if len(done) <= disturbed else [1.0, 1.01, 1.0]
         return {"hp_norm": first, "quack": [2.0, 2.0, 2.0]}
 
-    monkeypatch.setattr(timing, "measure", measure)
+    monkeypatch.setattr(stopwatch, "measure", measure)
     monkeypatch.setattr(cell, "rule_of", lambda case, device: "")
     bench.steady_spread = cell.GPU_STEADY_SPREAD
     rows = by_name(cell.run(bench, CASE, [provider("hp_norm"), provider("quack")]))

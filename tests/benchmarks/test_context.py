@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import context, decoder, environment, peers, providers, timing
+from benchmarks import context, decoder, environment, peers, providers, stopwatch
 from benchmarks.provider import Provider
 from benchmarks.shapes import Case
 
@@ -152,11 +152,11 @@ def test_the_real_clock_and_operator_run(tmp_path):
     ours = providers.load(providers.OURS, CPU)
     console = Console(record=True, width=120)
     rows = context.run_case(
-        CASE, [ours], environment.describe(CPU), CPU, 2, timing.CpuClock(), console
+        CASE, [ours], environment.describe(CPU), CPU, 2, stopwatch.CpuClock(), console
     )
     assert [row.protocol for row in rows] == ["context"] and "hp_norm" in console.export_text()
     rows = context.run_case(
-        CASE, [ours], environment.describe(CPU), CPU, 2, timing.CpuClock(), console, past=3
+        CASE, [ours], environment.describe(CPU), CPU, 2, stopwatch.CpuClock(), console, past=3
     )
     assert [row.protocol for row in rows] == ["context, 3 past"]
 
