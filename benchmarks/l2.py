@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 
+NOT_SUPPORTED = 801  # CUDA_ERROR_NOT_SUPPORTED: a device that keeps no lines
+
 
 @functools.cache
 def _driver() -> ctypes.CDLL:
@@ -26,5 +28,5 @@ def reset_persisting() -> None:
 
     """
     status = _driver().cuCtxResetPersistingL2Cache()
-    if status != 0:
+    if status not in (0, NOT_SUPPORTED):
         raise RuntimeError(f"cuCtxResetPersistingL2Cache: error {status}")

@@ -91,12 +91,16 @@ def test_cpu_clock_divides_nothing_and_makes_every_call():
     assert len(calls) == 1 + 3
 
 
-def test_a_refused_reset_is_an_error(monkeypatch):
+@pytest.mark.parametrize(("status", "refused"), [(0, False), (801, False), (201, True)])
+def test_a_refused_reset_is_an_error_but_for_a_device_without(monkeypatch, status, refused):
     class Driver:
         def cuCtxResetPersistingL2Cache(self):  # noqa: N802, the driver's name
-            return 201
+            return status
 
     monkeypatch.setattr(l2, "_driver", Driver)
+    if not refused:
+        l2.reset_persisting()
+        return
     with pytest.raises(RuntimeError, match="cuCtxResetPersistingL2Cache: error 201"):
         l2.reset_persisting()
 
