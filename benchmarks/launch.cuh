@@ -51,13 +51,10 @@ void launch_norm(cudaStream_t stream, const Tensors& tensors, int num_tokens, in
   p.x_pitch = p.residual_pitch = p.out_pitch = p.residual_out_pitch = Pitch::of(pitch);
   p.num_tokens = num_tokens;
   p.hidden_size = hidden_size;
-  p.vecs_per_row = shape.vecs_per_row;
-  p.ctas_per_row = config.ctas_per_row;
-  p.padded_chunks = padded_chunks(shape.chunks_per_row);
   p.row_access_bytes = p.weight_access_bytes = 16;
   p.inverse_size = 1.0f / hidden_size;
   p.eps = 1e-6f;
-  plan_trigger(p, config);
+  plan_row(p, config, shape);
   plan_prefetch(p, config, shape, num_sms, sizeof(Element), pitch, pitch);
 
   cudaLaunchAttribute attributes[2];

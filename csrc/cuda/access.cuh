@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace hp_norm {
 
@@ -157,30 +158,16 @@ __device__ __forceinline__ void prefetch_to_l2(const void* from, uint32_t bytes)
 
 // One access of at most 16 bytes, for rows whose address, stride or size allows no more.
 template <int kBytes>
-struct Piece;
-template <>
-struct Piece<16> {
-  using Type = uint4;
-};
-template <>
-struct Piece<8> {
-  using Type = uint2;
-};
-template <>
-struct Piece<4> {
-  using Type = uint32_t;
-};
-template <>
-struct Piece<2> {
-  using Type = uint16_t;
-};
+using Piece = std::conditional_t<
+    kBytes == 16, uint4,
+    std::conditional_t<kBytes == 8, uint2, std::conditional_t<kBytes == 4, uint32_t, uint16_t>>>;
 
 // Moves the first `valid_bytes` (a multiple of kPiece) of a vector, kPiece bytes an access; what
 // lies past them reads as zero and is not written.
 template <int kPiece, int kWords>
 __device__ __forceinline__ void load_pieces(uint32_t (&words)[kWords], const void* from,
                                             int valid_bytes) {
-  using Type = typename Piece<kPiece>::Type;
+  using Type = Piece<kPiece>;
   alignas(16) Type pieces[kWords * 4 / kPiece];
 #pragma unroll
   for (int i = 0; i < kWords * 4 / kPiece; ++i) {
@@ -192,7 +179,7 @@ __device__ __forceinline__ void load_pieces(uint32_t (&words)[kWords], const voi
 template <int kPiece, int kWords>
 __device__ __forceinline__ void store_pieces(void* to, const uint32_t (&words)[kWords],
                                              int valid_bytes) {
-  using Type = typename Piece<kPiece>::Type;
+  using Type = Piece<kPiece>;
   alignas(16) Type pieces[kWords * 4 / kPiece];
   __builtin_memcpy(pieces, words, sizeof(words));
 #pragma unroll

@@ -7,12 +7,16 @@
 #include <algorithm>
 
 #include "launch_rules.h"
+#include "reduce.cuh"
 #include "row_steps.cuh"
 
 namespace hp_norm {
 
-// When the next grid may start: NormParams' flags from a configuration's options.
-inline void plan_trigger(NormParams& p, const LaunchConfig& config) {
+// How a row is divided, and when the next grid may start.
+inline void plan_row(NormParams& p, const LaunchConfig& config, const LaunchShape& shape) {
+  p.vecs_per_row = shape.vecs_per_row;
+  p.ctas_per_row = config.ctas_per_row;
+  p.padded_chunks = padded_chunks(shape.chunks_per_row);
   p.trigger_early = config.options & kTriggerEarly;
   p.trigger_after_loads = !(config.options & (kTriggerEarly | kTriggerAtEnd));
 }

@@ -15,7 +15,6 @@
 #include "../norm_call.h"
 #include "kernels.h"
 #include "prefetch.h"
-#include "reduce.cuh"
 #include "row_steps.cuh"
 
 namespace hp_norm {
@@ -143,9 +142,6 @@ NormParams make_params(const NormCall& call, const LaunchConfig& config, const L
   p.residual_out_pitch = Pitch::of(call.residual_out_stride * elem_bytes);
   p.num_tokens = call.num_tokens;
   p.hidden_size = static_cast<int32_t>(call.hidden_size);
-  p.vecs_per_row = shape.vecs_per_row;
-  p.ctas_per_row = config.ctas_per_row;
-  p.padded_chunks = padded_chunks(shape.chunks_per_row);
   p.row_access_bytes = std::min(alignment.rows, 16);
   p.weight_access_bytes = std::min(alignment.weight, 16);
   p.inverse_size = static_cast<float>(1.0 / static_cast<double>(call.hidden_size));
@@ -153,7 +149,7 @@ NormParams make_params(const NormCall& call, const LaunchConfig& config, const L
   p.weight_offset = call.weight_offset;
   p.has_weight_offset = call.weight_offset != 0.0f;
   p.round_before_weight = call.round_before_weight;
-  plan_trigger(p, config);
+  plan_row(p, config, shape);
   plan_prefetch(p, config, shape, num_sms, elem_bytes, x_pitch, residual_pitch);
   return p;
 }

@@ -60,7 +60,7 @@ MUTATIONS = (
     mutation("lost-lane", "cuda/reduce.cuh", "for (; bit < 32; bit *= 2)",
              "for (; bit < 16; bit *= 2)", f"{LANES}[cuda-256-dtype0]",
              f"{CONFIGS}[4096-dtype0]"),
-    mutation("lost-last-vector", "cuda/rms_norm.cu", "p.vecs_per_row = shape.vecs_per_row;",
+    mutation("lost-last-vector", "cuda/prefetch.h", "p.vecs_per_row = shape.vecs_per_row;",
              "p.vecs_per_row = shape.vecs_per_row - 1;", f"{SIZES}[cuda-dtype0-1000]"),
     mutation("unused-slots-not-cleared", "cuda/rms_norm.cuh", "chunk_sums[slot] = 0.0f;",
              "static_cast<void>(chunk_sums[slot]);",
