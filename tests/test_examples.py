@@ -494,7 +494,7 @@ def test_the_readme_says_what_the_served_runs_said():
 
     prose = " ".join(readme.split())
     for words, rows in (
-        ("On other cards batch 1 was {} and batch 32 {}", old),
+        ("On another card batch 1 was {} and batch 32 {}", old),
         ("Qwen3-8B was {} at batch 1 and {} at 32", qwen),
     ):
         assert words.format(*(on_over_off(rows[f"decode {batch}"]) for batch in (1, 32))) in prose
