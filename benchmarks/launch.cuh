@@ -57,8 +57,8 @@ void launch_norm(cudaStream_t stream, const Tensors& tensors, int num_tokens, in
   plan_row(p, config, shape);
   plan_prefetch(p, config, shape, num_sms, sizeof(Element), pitch, pitch);
 
-  cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t launch = plan_launch(p, config, shape, dependent, attributes);
+  cudaLaunchAttribute attributes[kMaxLaunchAttributes];
+  cudaLaunchConfig_t launch = plan_launch(p, config, shape, num_sms, dependent, attributes);
   launch.stream = stream;
   void* arguments[] = {&p};
   const void* function = Kernels<Element, Element, kAdd>::find(config);

@@ -25,6 +25,7 @@ OPTIONS = {
     "trigger_at_end": 64,
     "cached": 256,
     "keep_output": 512,
+    "fill_gpu": 1024,
 }
 # Options that pick the kernel; the others change how one is launched.
 PATHS = ("narrow", "reread", "staged", "cached", "keep_output")

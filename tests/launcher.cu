@@ -2,8 +2,10 @@
 // functions below, which write down what they were asked. Prints one line an event;
 // tests/test_launcher.py compares them.
 //
-//   launcher [fail]   a call for device 1 while device 0 is current; with `fail` its launch fails
+//   launcher [fail | add]   a call for device 1 while device 0 is current; with `fail` its launch
+//                           fails, with `add` it has a residual
 #include <cstdio>
+#include <cstring>
 #include <exception>
 
 #include "../csrc/cuda/rms_norm.cu"
@@ -65,13 +67,18 @@ const void* find_kernel(const KernelKey&) { return &launch_fails; }
 
 }  // namespace hp_norm
 
-int main(int argc, char**) {
-  launch_fails = argc > 1;
+int main(int argc, char** argv) {
+  launch_fails = argc > 1 && std::strcmp(argv[1], "fail") == 0;
   hp_norm::NormCall call{};
   call.x = reinterpret_cast<void*>(0x10000);
   call.weight = reinterpret_cast<void*>(0x20000);
   call.out = reinterpret_cast<void*>(0x30000);
+  if (argc > 1 && !launch_fails) {
+    call.residual = reinterpret_cast<void*>(0x40000);
+    call.residual_out = reinterpret_cast<void*>(0x50000);
+  }
   call.x_stride = call.out_stride = call.hidden_size = 4096;
+  call.residual_stride = call.residual_out_stride = 4096;
   call.num_tokens = 3;
   call.dtype = hp_norm::ScalarType::BFloat16;
   call.device_index = 1;

@@ -50,6 +50,14 @@ def test_the_device_of_the_tensors_is_guarded_and_restored(launcher):
     ]
 
 
+def test_a_filled_launch_has_4_ctas_on_each_of_132_sms(launcher):
+    rule = rules.explain(3, 4096, torch.bfloat16, "sm_90")
+    assert "fill_gpu" in rule.config.option_names() and rule.num_ctas == 12
+    launch = launcher("add")[-2]
+    assert f" {132 * 4} CTAs of {rule.threads_per_row} threads" in launch
+    assert launch.endswith(" 3 attributes"), "programmatic, cluster, shared memory's share"
+
+
 def test_a_launch_that_fails_is_an_error_and_restores_the_device(launcher):
     *_, launch, gone, error = launcher("fail")
     assert launch.startswith("launch: on device 1")

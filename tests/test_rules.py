@@ -99,6 +99,17 @@ def test_measured_clusters_do_not_trigger_behind_their_loads():
     assert not late, "docs/notes/2026-11-26-another-card.md"
 
 
+def test_a_filled_gpu_has_room_beside_the_reduction_before_it():
+    """Half the threads of an SM are the reduction's, and 32 registers each leave room for both."""
+    filled = [rule for rule in rules.table() if "fill_gpu" in rule.config.option_names()]
+    assert filled
+    for rule in filled:
+        assert rule.config.ctas_per_row > 1, "only a cluster may be without a row"
+        for hidden_size in (rule.max_row_bytes // 4, rule.max_row_bytes // 2):
+            explained = rules.explain(1, hidden_size, torch.bfloat16, "sm_90", add=True)
+            assert 4 * explained.threads_per_cta <= 1024
+
+
 @pytest.mark.parametrize("path", [path for path in rules.PATHS if path != "cached"])
 @pytest.mark.parametrize("vecs", [1, 2, 4, 8])
 def test_a_cached_row_takes_no_other_path_but_may_be_staged(path, vecs):
@@ -136,8 +147,8 @@ def test_thresholds_are_inclusive():
         return rules.explain(num_tokens, hidden_size, torch.bfloat16, "sm_90").index
 
     assert name(1, 2048) != name(1, 2056), "4096 bytes and one vector more"
-    assert name(8, 8192) != name(9, 8192)
-    assert name(8, 8192) == name(5, 8192)
+    assert name(8, 12288) != name(9, 12288)
+    assert name(8, 12288) == name(5, 12288)
 
 
 def test_explain_describes_and_refuses():
@@ -177,10 +188,12 @@ def test_every_configuration_gives_the_same_bits(dtype, hidden_size):
 @pytest.mark.gpu
 @pytest.mark.parametrize("hidden_size", [64, 1000, 4096])
 def test_no_configuration_touches_what_follows_the_last_row(hidden_size):
-    """Seven rows: where CTAs take 2, 4 or 8 of them, the last CTA is not full."""
+    """Seven rows: CTAs of 2, 4 or 8 are not full, and a filled launch has CTAs without a row."""
     case = make_case(7, hidden_size, torch.bfloat16).to("cuda")
     found = rules.candidates(hidden_size, torch.bfloat16, rules.sm_of("cuda"))
     assert {config.rows_per_cta for config in found} >= {1, 2}
+    fill = rules.OPTIONS["fill_gpu"]
+    found += [dataclasses.replace(c, options=c.options | fill) for c in found if c.ctas_per_row > 1]
     for config in found:
         x, residual = torch.full((2, 15, hidden_size), 7.0, dtype=torch.bfloat16, device="cuda")
         x[:7], residual[:7] = case.x, case.residual

@@ -30,7 +30,20 @@ enum LaunchOption : int32_t {
   kCached = 256,          // the default cache policy (no clusters, one row a CTA, 2 or 4 vectors;
                           // staged: 4, and weights are loaded before the row's sum is there)
   kKeepOutput = 512,      // L2 gives the output up last (one row a CTA or cluster, 2 or 4 vectors)
+  kFillGpu = 1024,        // CTAs without a row until every SM has kFillCtasPerSm (clusters only)
 };
+
+// kFillGpu is for the grid behind this one. The GPU deals a grid's clusters out to its GPCs in
+// turn, beginning with the one after the last that it dealt to: so which SMs get a second tile of
+// the next product depends on how many clusters were launched before. With every SM filled alike it
+// begins at the same GPC whatever came before, and at one from which no product measured takes
+// more than 2 % longer; from others some take 6 to 12 % (H200, 2026-11-26,
+// docs/notes/2026-11-26-first-gpc.md). Filled with 4: with 2 or 8 it begins elsewhere.
+inline constexpr int kFillCtasPerSm = 4;
+// What a filled launch asks for as shared memory's share of L1, in percent: 16 KiB, as the
+// reduction of a split product before it has. With another share a CTA would wait until its SM is
+// empty, and the order in which SMs become empty is chance.
+inline constexpr int kFillSharedPercent = 7;
 
 // How far kPrefetchAhead reaches: what DRAM delivers in about a microsecond.
 // H200 2026-11-22: 4 MiB beats 2 and 8 MiB at 4096 tokens of every width.

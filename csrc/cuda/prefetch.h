@@ -48,11 +48,13 @@ inline void plan_prefetch(NormParams& p, const LaunchConfig& config, const Launc
   }
 }
 
-// Grid, CTA, shared memory and attributes of a launch, which `attributes` must outlive. dependent:
-// it may start before the kernel before has ended.
+inline constexpr int kMaxLaunchAttributes = 3;
+
+// Grid, CTA, shared memory and attributes of a launch on `num_sms` SMs, which `attributes` must
+// outlive. dependent: it may start before the kernel before has ended.
 inline cudaLaunchConfig_t plan_launch(const NormParams& p, const LaunchConfig& config,
-                                      const LaunchShape& shape, bool dependent,
-                                      cudaLaunchAttribute (&attributes)[2]) {
+                                      const LaunchShape& shape, int32_t num_sms, bool dependent,
+                                      cudaLaunchAttribute (&attributes)[kMaxLaunchAttributes]) {
   const unsigned ctas_per_row = config.ctas_per_row;
   cudaLaunchConfig_t launch{};
   launch.gridDim =
@@ -68,6 +70,12 @@ inline cudaLaunchConfig_t plan_launch(const NormParams& p, const LaunchConfig& c
   if (ctas_per_row > 1) {
     attributes[launch.numAttrs].id = cudaLaunchAttributeClusterDimension;
     attributes[launch.numAttrs++].val.clusterDim = {ctas_per_row, 1, 1};
+    if (config.options & kFillGpu) {
+      const unsigned clusters = num_sms * kFillCtasPerSm / ctas_per_row;
+      launch.gridDim.x = std::max(launch.gridDim.x, clusters * ctas_per_row);
+      attributes[launch.numAttrs].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+      attributes[launch.numAttrs++].val.sharedMemCarveout = kFillSharedPercent;
+    }
   }
   return launch;
 }

@@ -175,8 +175,9 @@ void run_cuda(const NormCall& call) {
                              std::to_string(call.num_tokens));
   }
   const bool dependent = sm >= 90 && call.num_tokens <= dependent_launch_max_tokens();
-  cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t launch = plan_launch(params, config, shape, dependent, attributes);
+  cudaLaunchAttribute attributes[kMaxLaunchAttributes];
+  cudaLaunchConfig_t launch =
+      plan_launch(params, config, shape, device.num_sms, dependent, attributes);
   if (launch.dynamicSmemBytes > kSharedBytesWithoutAsking) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(launch.dynamicSmemBytes)),

@@ -104,6 +104,10 @@ __global__ void __maxnreg__(max_registers(kPath, kVecs * kElems * int(sizeof(T))
   }
   wait_for_primary_grid();
   if (p.trigger_early) launch_dependent_grid();
+  if (kCluster && row >= static_cast<Index>(p.num_tokens)) {
+    stay_beside_rows();
+    return;
+  }
 
   // Load: every access of the row is in flight before the first is used.
   constexpr int kHeld = kStaged ? 1 : kVecs;  // vectors in registers at a time

@@ -77,6 +77,16 @@ __device__ __forceinline__ void launch_dependent_grid() {
 #endif
 }
 
+// For a CTA without a row (kFillGpu): it fills its place until all of the grid are dealt out, and
+// is gone before the rows are. Long rows of 8192 needed it to end at the same GPC each time, 300 ns
+// were enough (H200, 2026-11-26).
+__device__ __forceinline__ void stay_beside_rows() {
+  constexpr int kCycles = 600;
+  if (threadIdx.x != 0) return;
+  for (const auto start = clock64(); clock64() - start < kCycles;) {
+  }
+}
+
 // Has the addresses of the loads computed before the wait, where they cost no time: ptxas would
 // otherwise sink them behind it (H200, 2026-11-24: 5 % of a decode call). A store that depends on
 // them cannot sink, and is never made: rows are aligned to their elements. Not a trap: that is a
