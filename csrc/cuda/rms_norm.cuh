@@ -64,6 +64,7 @@ __global__ void __maxnreg__(max_registers(kPath, kVecs * kElems * int(sizeof(T))
   const int row_in_cta = kSeveralRows ? threadIdx.y : 0;
   const Index row = first_row + row_in_cta;
   if (kSeveralRows && row >= static_cast<Index>(p.num_tokens)) return;
+  if (kCluster && row >= static_cast<Index>(p.num_tokens)) return fill_place();
   const auto* const x_bytes = static_cast<const char*>(p.x);
   const auto* const residual_bytes = static_cast<const char*>(p.residual);
   const char* const x_of_cta = p.x_pitch.row_of(x_bytes, first_row);
@@ -104,10 +105,6 @@ __global__ void __maxnreg__(max_registers(kPath, kVecs * kElems * int(sizeof(T))
   }
   wait_for_primary_grid();
   if (p.trigger_early) launch_dependent_grid();
-  if (kCluster && row >= static_cast<Index>(p.num_tokens)) {
-    stay_beside_rows();
-    return;
-  }
 
   // Load: every access of the row is in flight before the first is used.
   constexpr int kHeld = kStaged ? 1 : kVecs;  // vectors in registers at a time
