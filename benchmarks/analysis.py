@@ -24,13 +24,16 @@ def default_protocol(frame: pd.DataFrame) -> pd.DataFrame:
 def latest(frame: pd.DataFrame) -> pd.DataFrame:
     """Keep, per device, operator, dtype and protocol, the rows of the commit measured last.
 
-    A table never mixes commits: shards of one commit add up, a newer commit replaces all of them.
-    A cell that was measured twice at one commit keeps its newest rows.
+    The grid never mixes commits: shards of one commit add up, a newer commit replaces all of them.
+    The founding table's widths between the grid's are a run of their own, and stay until they are
+    measured again. A cell that was measured twice at one commit keeps its newest rows.
     """
     if frame.empty:
         return frame
-    group = ["device", "op", "dtype", "protocol"]
-    newest = frame.sort_values("date").groupby(group)["commit"].transform("last")
+    by_date = frame.sort_values("date")
+    group = [by_date[name] for name in ("device", "op", "dtype", "protocol")]
+    group.append(by_date["hidden_size"].isin(HIDDEN_SIZES))
+    newest = by_date.groupby(group)["commit"].transform("last")
     frame = frame[frame["commit"] == newest.reindex(frame.index)]
     frame = frame.sort_values("date", kind="stable")
     return frame.drop_duplicates([*KEY, "provider"], keep="last").reset_index(drop=True)

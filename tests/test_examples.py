@@ -458,11 +458,11 @@ def test_a_chart_names_every_workload_of_every_panel(tmp_path, monkeypatch):
 def test_the_readme_says_what_the_served_runs_said():
     """Its table of a served model, and the figures of other runs beside it, against their JSON."""
     folder = EXAMPLES.parent / "docs" / "gpu"
-    llama, old, qwen = (
+    llama, other, qwen = (
         {f"{row['kind']} {row['batch']}": row for row in json.loads(path.read_text())["rows"]}
         for path in (
-            folder / "2026-11-26-h200-5635d57-llama-3.1-8b-bf16.json",
-            folder / "2026-11-26-h200-2630cc7-llama-3.1-8b-bf16.json",
+            folder / "2026-11-26-h200-cafe558-llama-3.1-8b-bf16.json",
+            folder / "2026-11-26-h200-e5c61be-llama-3.1-8b-bf16.json",
             folder / "2026-11-26-h200-5635d57-qwen3-8b.json",
         )
     )
@@ -494,7 +494,7 @@ def test_the_readme_says_what_the_served_runs_said():
 
     prose = " ".join(readme.split())
     for words, rows in (
-        ("On another card batch 1 was {} and batch 32 {}", old),
+        ("On another card batch 1 was {} and batch 32 {}", other),
         ("Qwen3-8B was {} at batch 1 and {} at 32", qwen),
     ):
         assert words.format(*(on_over_off(rows[f"decode {batch}"]) for batch in (1, 32))) in prose

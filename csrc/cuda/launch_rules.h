@@ -37,8 +37,8 @@ enum LaunchOption : int32_t {
 // turn, beginning with the one after the last that it dealt to: so which SMs get a second tile of
 // the next product depends on how many clusters were launched before. With every SM filled alike it
 // begins at the same GPC whatever came before, and at one from which no product measured takes
-// more than 2 % longer; from others some take 6 to 12 % (H200, 2026-11-26,
-// docs/notes/2026-11-26-first-gpc.md). Filled with 4: with 2 or 8 it begins elsewhere.
+// more than 2.5 % longer; from others some take 6 to 12 % (H200, 2026-11-26,
+// docs/notes/2026-11-26-first-gpc.md). Filled with 2 it begins at another, with 8 anywhere.
 inline constexpr int kFillCtasPerSm = 4;
 // What a filled launch asks for as shared memory's share of L1, in percent: 16 KiB, as the
 // reduction of a split product before it has. With another share a CTA would wait until its SM is

@@ -55,6 +55,13 @@ def test_a_newer_commit_replaces_an_older_one_and_shards_add_up(cell_rows):
     assert latest["us"].tolist() == [1.0, 2.0]
 
 
+def test_a_newer_grid_leaves_the_founding_widths_between_its_own(cell_rows):
+    founding = cell_rows(4096, 9216, {"hp_norm": 1.0}, commit="old", date="2026-01-01")
+    founding += cell_rows(4096, 8192, {"hp_norm": 9.0}, commit="old", date="2026-01-01")
+    grid = cell_rows(4096, 8192, {"hp_norm": 2.0}, commit="new", date="2026-01-02")
+    assert sorted(analysis.latest(frame(founding, grid))["us"]) == [1.0, 2.0]
+
+
 def test_each_operator_and_device_has_its_own_newest_commit(cell_rows):
     latest = analysis.latest(
         frame(
