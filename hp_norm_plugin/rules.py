@@ -95,7 +95,7 @@ class Rule:
     config: Config
     threads_per_row: int
     threads_per_cta: int
-    num_ctas: int
+    num_ctas: int  # those with a row
     evidence: str
 
     def describe(self) -> str:

@@ -96,6 +96,28 @@ def test_registers_leave_room_for_the_ctas_that_decode_rules_count_on():
 
 
 @pytest.mark.skipif("90" not in ARCHS, reason="no code for sm_90")
+def test_a_filled_launch_fits_beside_a_reduction_of_1024_threads_an_sm():
+    """With 36 registers and more the CTAs' order, and the next product's speed, was chance.
+
+    H200, 2026-11-26: docs/notes/2026-11-26-first-gpc.md. Rows above 8 KiB did not need it.
+    """
+    filled = {
+        (rule.config.vec_bytes, rule.config.vecs_per_thread)
+        for rule in rules.table()
+        if "fill_gpu" in rule.config.option_names() and rule.max_row_bytes <= 8192
+    }
+    kernels = [
+        kernel
+        for kernel, vec_bytes in wide_kernels("90")
+        if "add, cluster>" in kernel.name
+        and (vec_bytes, int(kernel.name.split(", ")[3])) in filled
+        and len({*kernel.name.split("<")[1].split(", ")[:2]}) == 1
+    ]
+    assert len(kernels) == 3, "one of each dtype"
+    assert all(kernel.registers <= 32 for kernel in kernels)
+
+
+@pytest.mark.skipif("90" not in ARCHS, reason="no code for sm_90")
 def test_ptxas_takes_every_warp_for_whole():
     """A branch of a few threads early in the kernel costs every access and shuffle behind it.
 
