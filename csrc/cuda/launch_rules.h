@@ -30,7 +30,7 @@ enum LaunchOption : int32_t {
   kCached = 256,          // the default cache policy (no clusters, one row a CTA, 2 or 4 vectors;
                           // staged: 4, and weights are loaded before the row's sum is there)
   kKeepOutput = 512,      // L2 gives the output up last (one row a CTA or cluster, 2 or 4 vectors)
-  kFillGpu = 1024,        // CTAs without a row until every SM has kFillCtasPerSm (clusters only)
+  kFillGpu = 1024,  // CTAs without a row, kFillCtasPerSm on every SM (fused add in clusters only)
 };
 
 // kFillGpu is for the grid behind this one. The GPU deals a grid's clusters out to its GPCs in

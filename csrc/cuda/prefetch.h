@@ -70,7 +70,7 @@ inline cudaLaunchConfig_t plan_launch(const NormParams& p, const LaunchConfig& c
   if (ctas_per_row > 1) {
     attributes[launch.numAttrs].id = cudaLaunchAttributeClusterDimension;
     attributes[launch.numAttrs++].val.clusterDim = {ctas_per_row, 1, 1};
-    if (config.options & kFillGpu) {
+    if ((config.options & kFillGpu) && p.residual != nullptr) {
       const unsigned clusters = num_sms * kFillCtasPerSm / ctas_per_row;
       launch.gridDim.x = std::max(launch.gridDim.x, clusters * ctas_per_row);
       attributes[launch.numAttrs].id = cudaLaunchAttributePreferredSharedMemoryCarveout;

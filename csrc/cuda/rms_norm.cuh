@@ -64,7 +64,7 @@ __global__ void __maxnreg__(max_registers(kPath, kVecs * kElems * int(sizeof(T))
   const int row_in_cta = kSeveralRows ? threadIdx.y : 0;
   const Index row = first_row + row_in_cta;
   if (kSeveralRows && row >= static_cast<Index>(p.num_tokens)) return;
-  if (kCluster && row >= static_cast<Index>(p.num_tokens)) return fill_place();
+  if (kCluster && kAdd && row >= static_cast<Index>(p.num_tokens)) return fill_place();
   const auto* const x_bytes = static_cast<const char*>(p.x);
   const auto* const residual_bytes = static_cast<const char*>(p.residual);
   const char* const x_of_cta = p.x_pitch.row_of(x_bytes, first_row);

@@ -116,7 +116,8 @@ MUTATIONS = (
              "row >= static_cast<Index>(p.num_tokens)) return;", "p.num_tokens < 0) return;",
              f"{LAST_ROW}[4096]"),
     mutation("clusters-past-the-last", "cuda/rms_norm.cuh",
-             "kCluster && row >= static_cast<Index>(p.num_tokens)", "kCluster && p.num_tokens < 0",
+             "kCluster && kAdd && row >= static_cast<Index>(p.num_tokens)",
+             "kCluster && kAdd && p.num_tokens < 0",
              f"{LAST_ROW}[4096]"),
     # The CPU implementation.
     mutation("cpu-lost-element", "cpu/row_kernel.cpp", "input.load_group(i, hidden_size - i)",
