@@ -23,20 +23,22 @@ QUERIES_PER_KEY = 4
 HEAD_SIZE = 128
 
 
+def matrix(normal: Callable[..., Tensor], rows: int, columns: int) -> Tensor:
+    """A random matrix that keeps the size of what it multiplies, [rows, columns]."""
+    # As a model holds its weights, [out, in]: the layout decides which kernel cuBLAS takes.
+    return (normal(columns, rows) / rows**0.5).t()
+
+
 class Layer:
     """The matrices of one decoder layer, the weights of its norms, and its keys and values."""
 
     def __init__(
         self, hidden: int, normal: Callable[..., Tensor], num_tokens: int, past: int
     ) -> None:
-        def matrix(rows: int, columns: int) -> Tensor:
-            # As a model holds its weights, [out, in]: the layout decides which kernel cuBLAS takes.
-            return (normal(columns, rows) / rows**0.5).t()
-
-        self.qkv = matrix(hidden, int(QKV * hidden))
-        self.out = matrix(hidden, hidden)
-        self.gate_up = matrix(hidden, GATE_UP * hidden)
-        self.down = matrix(int(DOWN * hidden), hidden)
+        self.qkv = matrix(normal, hidden, int(QKV * hidden))
+        self.out = matrix(normal, hidden, hidden)
+        self.gate_up = matrix(normal, hidden, GATE_UP * hidden)
+        self.down = matrix(normal, int(DOWN * hidden), hidden)
         self.norms = [normal(hidden) * 0.25 + 1 for _ in range(NORMS_PER_LAYER)]
         heads = hidden // QUERIES_PER_KEY // head_size(hidden)
         shape = (num_tokens, heads, past, head_size(hidden))

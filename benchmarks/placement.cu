@@ -1,7 +1,6 @@
 // Where a grid's clusters begin, for benchmarks/placement.py.
 //
-//   nvcc -std=c++20 -O3 -arch=sm_90 -shared -Xcompiler -fPIC benchmarks/placement.cu -o
-//   placement.so
+//   nvcc -std=c++20 -O3 -arch=sm_90 -shared -Xcompiler -fPIC -o placement.so placement.cu
 //
 // `probe` is launched as a matrix product is that has one CTA on every SM, in clusters of two, and
 // writes down the SM of each. `stay` is any launch before it: CTAs that stay for a while and end.
@@ -31,28 +30,22 @@ __global__ void probe_kernel(int32_t* sm_of_cta) {
   stay_for(kProbeNs);
 }
 
-__global__ void stay_kernel(int64_t ns) {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-  stay_for(ns);
-}
+__global__ void stay_kernel(int64_t ns) { stay_for(ns); }
 
 template <typename... Arguments>
 int launch(void (*kernel)(Arguments...), int ctas, int threads, int shared_bytes, int cluster,
-           bool dependent, void* stream, Arguments... arguments) {
-  cudaLaunchAttribute attributes[2];
+           void* stream, Arguments... arguments) {
+  cudaLaunchAttribute attribute;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(ctas);
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = attributes;
+  config.attrs = &attribute;
   if (cluster > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-  }
-  if (dependent) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    config.numAttrs = 1;
   }
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
@@ -63,11 +56,10 @@ int launch(void (*kernel)(Arguments...), int ctas, int threads, int shared_bytes
 extern "C" int placement_probe(int32_t* sm_of_cta, int ctas, void* stream) {
   cudaFuncSetAttribute(probe_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        kProbeSharedBytes);
-  return launch(probe_kernel, ctas, kProbeThreads, kProbeSharedBytes, kProbeCluster, false, stream,
+  return launch(probe_kernel, ctas, kProbeThreads, kProbeSharedBytes, kProbeCluster, stream,
                 sm_of_cta);
 }
 
-extern "C" int placement_stay(int ctas, int threads, int cluster, int64_t ns, bool dependent,
-                              void* stream) {
-  return launch(stay_kernel, ctas, threads, 0, cluster, dependent, stream, ns);
+extern "C" int placement_stay(int ctas, int threads, int cluster, int64_t ns, void* stream) {
+  return launch(stay_kernel, ctas, threads, 0, cluster, stream, ns);
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import random
 import sys
 from collections import Counter, defaultdict
@@ -21,8 +22,12 @@ from statistics import fmean
 
 import torch
 from rich.table import Table
+from torch import Tensor
 
-from benchmarks import stopwatch, terminal
+from benchmarks import decoder, providers, step_profile, stopwatch, terminal, tune
+from benchmarks.provider import Call
+from benchmarks.shapes import Case
+from hp_norm_plugin.vllm import probe
 
 GPCS = 8
 # Launches that leave the next grid at one GPC whatever came before: CTAs and CTAs a cluster. Each
@@ -44,21 +49,16 @@ class Launches:
 
     def __init__(self, library: Path, stream: torch.cuda.Stream) -> None:
         self._library = ctypes.CDLL(str(library.resolve()))
-        self._stream = ctypes.c_void_p(stream.cuda_stream)
+        self.stream = stream
         self.sms = torch.cuda.get_device_properties(stream.device).multi_processor_count
 
-    def probe(self, sm_of_cta: torch.Tensor) -> None:
+    def probe(self, sm_of_cta: Tensor) -> None:
         """Launch the probe, which writes its SM ids: int32 [SMs]."""
-        pointer = ctypes.c_void_p(sm_of_cta.data_ptr())
-        self._check(self._library.placement_probe(pointer, self.sms, self._stream))
+        self._launch("placement_probe", ctypes.c_void_p(sm_of_cta.data_ptr()), self.sms)
 
     def stay(self, ctas: int, threads: int, cluster: int, ns: int) -> None:
         """Launch CTAs that stay for so many nanoseconds."""
-        self._check(
-            self._library.placement_stay(
-                ctas, threads, cluster, ctypes.c_int64(ns), False, self._stream
-            )
-        )
+        self._launch("placement_stay", ctas, threads, cluster, ctypes.c_int64(ns))
 
     def anything(self, rng: random.Random) -> None:
         """Up to three launches of any kind, so that what follows may begin anywhere."""
@@ -67,26 +67,25 @@ class Launches:
             ctas = rng.randint(1, 500) if cluster == 1 else rng.randint(1, 60) * cluster
             self.stay(ctas, rng.choice([128, 256, 512]), cluster, rng.choice([0, 500, 2000]))
 
-    @staticmethod
-    def _check(error: int) -> None:
+    def _launch(self, name: str, *arguments: object) -> None:
+        error = self._library[name](*arguments, ctypes.c_void_p(self.stream.cuda_stream))
         if error:
-            raise RuntimeError(f"placement.cu: a launch failed with CUDA error {error}")
+            raise RuntimeError(f"{name}: a launch failed with CUDA error {error}")
 
 
 class Products:
     """What stands before and behind a norm in a model, with matrices of its own for each place."""
 
-    def __init__(self, num_tokens: int, hidden: int, columns: int) -> None:
-        def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+    def __init__(self, case: Case, columns: int) -> None:
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, device="cuda", dtype=case.torch_dtype)
 
-        def matrices(columns: int) -> list[torch.Tensor]:
-            return [(normal(columns, hidden) / hidden**0.5).t() for _ in range(MATRICES)]
-
-        self._output, self._gate_up = matrices(hidden), matrices(columns)
-        self._x, self._wide = normal(num_tokens, hidden), normal(num_tokens, columns)
-        self.y, self.residual = normal(num_tokens, hidden), normal(num_tokens, hidden)
-        self.weight = torch.ones(hidden, device="cuda", dtype=torch.bfloat16)
+        rows, hidden = case.num_tokens, case.hidden_size
+        self._output = [decoder.matrix(normal, hidden, hidden) for _ in range(MATRICES)]
+        self._gate_up = [decoder.matrix(normal, hidden, columns) for _ in range(MATRICES)]
+        self._x, self._wide = normal(rows, hidden), normal(rows, columns)
+        self.y, self.residual = normal(rows, hidden), normal(rows, hidden)
+        self.weight = normal(hidden) * 0.25 + 1
 
     def output(self, number: int) -> None:
         """The product whose result the norm takes."""
@@ -97,20 +96,11 @@ class Products:
         torch.mm(self.y, self._gate_up[number % MATRICES], out=self._wide)
 
 
-def microseconds_behind(marker: str, run: Callable[[], None]) -> list[float]:
-    """Of each kernel that `run` launches behind one whose name has `marker`: its microseconds."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        run()
-        torch.cuda.synchronize()
-    on_gpu = torch.autograd.DeviceType.CUDA
-    kernels = sorted(
-        (event.time_range.start, event.time_range.end, event.name)
-        for event in profiler.events()
-        if event.device_type == on_gpu
-    )
+def times_behind(marker: str, kernels: Sequence[tuple[float, float, str]]) -> list[float]:
+    """How long each kernel takes that is behind one whose name has `marker`."""
     return [
         end - start
-        for (_, _, before), (start, end, name) in zip(kernels, kernels[1:], strict=False)
+        for (_, _, before), (start, end, name) in itertools.pairwise(kernels)
         if marker in before and marker not in name
     ]
 
@@ -128,17 +118,14 @@ def by_first_gpc(launches: Launches, products: Products, repeats: int) -> dict[i
             products.gate_up(number)
 
     times = defaultdict(list)
-    for lead, us in zip(order, microseconds_behind("stay_kernel", run), strict=True):
+    kernels = probe.kernels(step_profile.recorded(run))
+    for lead, us in zip(order, times_behind("stay_kernel", kernels), strict=True):
         times[lead].append(us)
     return {lead: fmean(times[lead]) for lead in LEADS}
 
 
 def behind_norm(
-    launches: Launches,
-    stream: torch.cuda.Stream,
-    products: Products,
-    norm: Callable[[Products], None],
-    repeats: int,
+    launches: Launches, products: Products, norm: Call, repeats: int
 ) -> tuple[Counter[int], float]:
     """How often a grid begins at which GPC behind a norm, and the mean of gate and up there.
 
@@ -152,14 +139,15 @@ def behind_norm(
             for number in range(repeats):
                 launches.anything(rng)
                 products.output(number)
-                norm(products)
+                norm(products.y, products.residual, products.weight)
                 last(number)
 
-        return stopwatch.captured(stream, run, run)
+        return stopwatch.captured(launches.stream, run, run)
 
     graph(lambda number: launches.probe(seen[number]))()
     firsts = Counter(first_gpc(row[::2]) for row in seen.tolist())
-    return firsts, fmean(microseconds_behind("rms_norm_kernel", graph(products.gate_up)))
+    kernels = probe.kernels(step_profile.recorded(graph(products.gate_up)))
+    return firsts, fmean(times_behind("rms_norm_kernel", kernels))
 
 
 @torch.no_grad()
@@ -177,39 +165,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
         console.print("no H100 or H200 here, and other GPUs have other GPCs", style="red")
         return 2
-    import hp_norm_plugin
-    from benchmarks import tune
-    from hp_norm_plugin import rules
-
-    def norm(products: Products) -> None:
-        hp_norm_plugin.fused_add_rms_norm_(products.y, products.residual, products.weight, 1e-6)
-
-    def forced(name: str) -> Callable[[Products], None]:
-        config = tune.config_of(name)
-
-        def call(products: Products) -> None:
-            with rules.forced(config):
-                norm(products)
-
-        return call
-
-    norms = {"the rule's": norm, **{name: forced(name) for name in args.configs}}
-    stream = torch.cuda.Stream()
-    launches = Launches(args.library, stream)
+    device = torch.device("cuda", torch.cuda.current_device())
+    norms = [providers.load(providers.OURS, device)]
+    norms += [tune.as_provider(tune.config_of(name)) for name in args.configs]
+    launches = Launches(args.library, torch.cuda.Stream(device))
     shape = f"{args.hidden} to {args.columns}"
     first = Table("tokens", *(f"GPC {gpc}" for gpc in LEADS), title=f"{shape}, us by first GPC")
     behind = Table("tokens", "norm", "begins at GPC: times", "us", title=f"{shape} behind a norm")
     for num_tokens in args.tokens:
-        products = Products(num_tokens, args.hidden, args.columns)
-        with torch.cuda.stream(stream):
+        case = Case("fused_add", "bf16", num_tokens, args.hidden)
+        products = Products(case, args.columns)
+        with torch.cuda.stream(launches.stream):
             products.gate_up(0)
-            stream.synchronize()
+            launches.stream.synchronize()
             times = by_first_gpc(launches, products, args.repeats)
             first.add_row(str(num_tokens), *(f"{us:.2f}" for us in times.values()))
-            for name, call in norms.items():
-                firsts, us = behind_norm(launches, stream, products, call, args.repeats)
+            for norm in norms:
+                firsts, us = behind_norm(launches, products, norm.bind(case), args.repeats)
                 places = ", ".join(f"{gpc}: {count}" for gpc, count in sorted(firsts.items()))
-                behind.add_row(str(num_tokens), name, places, f"{us:.2f}")
+                behind.add_row(str(num_tokens), norm.name, places, f"{us:.2f}")
     console.print(first)
     console.print(behind)
     return 0

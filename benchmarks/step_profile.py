@@ -8,11 +8,20 @@ from collections.abc import Callable
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.autograd.profiler_util import EventList
 
 from benchmarks.provider import one_line
 
 REPLAYS = 5
 LEAST_US = 1.0
+
+
+def recorded(run: Callable[[], None]) -> EventList:
+    """What the profiler records of the GPU while `run`, and all that it launches, runs."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    return profiler.events()
 
 
 def of(replay: Callable[[], None], layers: int) -> dict[str, float]:
@@ -22,10 +31,7 @@ def of(replay: Callable[[], None], layers: int) -> dict[str, float]:
     summed: Counter[str] = Counter()
     for _ in range(REPLAYS):
         # A profile for each replay: the gap between two of them belongs to no kernel.
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-            replay()
-            torch.cuda.synchronize()
-        summed.update(until_next(profiler.events()))
+        summed.update(until_next(recorded(replay)))
     return {name: us / (REPLAYS * layers) for name, us in summed.items()}
 
 

@@ -121,15 +121,19 @@ class WorkerProbe:
         return filled
 
 
-def until_next(events: Iterable[Any]) -> dict[str, float]:
-    """Microseconds from the start of each kernel to the start of the next, summed by name."""
-    starts = sorted(
-        (event.time_range.start, event.name)
+def kernels(events: Iterable[Any]) -> list[tuple[float, float, str]]:
+    """Start and end, in microseconds, and name of each kernel, in the order of their starts."""
+    return sorted(
+        (event.time_range.start, event.time_range.end, event.name)
         for event in events
         if event.device_type == torch.autograd.DeviceType.CUDA
     )
+
+
+def until_next(events: Iterable[Any]) -> dict[str, float]:
+    """Microseconds from the start of each kernel to the start of the next, summed by name."""
     summed: dict[str, float] = defaultdict(float)
-    for (start, name), (next_start, _) in itertools.pairwise(starts):
+    for (start, _, name), (next_start, _, _) in itertools.pairwise(kernels(events)):
         summed[name] += next_start - start
     return summed
 

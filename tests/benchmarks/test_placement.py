@@ -18,6 +18,12 @@ def test_the_first_gpc_is_read_from_the_first_round(first):
     assert placement.first_gpc([*MORE, *one_round, *later]) == first
 
 
+def test_only_the_kernel_behind_the_marked_one_is_timed():
+    kernels = [(0, 1, "stay"), (2, 5, "stay"), (6, 16, "product"), (17, 19, "reduction")]
+    kernels += [(20, 21, "stay"), (22, 34, "product")]
+    assert placement.times_behind("stay", kernels) == [10, 12]
+
+
 def test_leads_are_whole_clusters():
     assert all(ctas % cluster == 0 for ctas, cluster in placement.LEADS.values())
 
