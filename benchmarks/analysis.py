@@ -30,12 +30,9 @@ def latest(frame: pd.DataFrame) -> pd.DataFrame:
     """
     if frame.empty:
         return frame
-    by_date = frame.sort_values("date")
-    group = [by_date[name] for name in ("device", "op", "dtype", "protocol")]
-    group.append(by_date["hidden_size"].isin(HIDDEN_SIZES))
-    newest = by_date.groupby(group)["commit"].transform("last")
-    frame = frame[frame["commit"] == newest.reindex(frame.index)]
     frame = frame.sort_values("date", kind="stable")
+    group = ["device", "op", "dtype", "protocol", frame["hidden_size"].isin(HIDDEN_SIZES)]
+    frame = frame[frame["commit"] == frame.groupby(group)["commit"].transform("last")]
     return frame.drop_duplicates([*KEY, "provider"], keep="last").reset_index(drop=True)
 
 

@@ -5,8 +5,8 @@
 //   launcher [fail | add]   a call for device 1 while device 0 is current; with `fail` its launch
 //                           fails, with `add` it has a residual
 #include <cstdio>
-#include <cstring>
 #include <exception>
+#include <string_view>
 
 #include "../csrc/cuda/rms_norm.cu"
 
@@ -68,12 +68,13 @@ const void* find_kernel(const KernelKey&) { return &launch_fails; }
 }  // namespace hp_norm
 
 int main(int argc, char** argv) {
-  launch_fails = argc > 1 && std::strcmp(argv[1], "fail") == 0;
+  const std::string_view mode = argc > 1 ? argv[1] : "";
+  launch_fails = mode == "fail";
   hp_norm::NormCall call{};
   call.x = reinterpret_cast<void*>(0x10000);
   call.weight = reinterpret_cast<void*>(0x20000);
   call.out = reinterpret_cast<void*>(0x30000);
-  if (argc > 1 && !launch_fails) {
+  if (mode == "add") {
     call.residual = reinterpret_cast<void*>(0x40000);
     call.residual_out = reinterpret_cast<void*>(0x50000);
   }
