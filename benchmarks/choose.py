@@ -38,6 +38,9 @@ NAMES = {
     "trigger_at_end": "kEnd",
     "cached": "kL1",
     "keep_output": "kKeep",
+    "fill_gpu": "kFill",
+    "pair_ctas": "kPairs",
+    "two_per_sm": "kTwo",
 }
 VEC_BYTES = 16
 

@@ -121,8 +121,9 @@ def candidates(
     from hp_norm_plugin import rules
 
     configs = rules.candidates(case.hidden_size, case.torch_dtype, rules.sm_of(device))
-    all_of_them = map(as_provider, with_options(configs, options))
-    return [provider for provider in all_of_them if re.search(match, provider.name)]
+    row_bytes = case.row_bytes
+    found = [c for c in with_options(configs, options) if c.is_valid(row_bytes)]
+    return [provider for provider in map(as_provider, found) if re.search(match, provider.name)]
 
 
 def ranking(rows: Iterable[Row]) -> list[Result]:

@@ -26,6 +26,8 @@ OPTIONS = {
     "cached": 256,
     "keep_output": 512,
     "fill_gpu": 1024,
+    "pair_ctas": 2048,
+    "two_per_sm": 4096,
 }
 # Options that pick the kernel; the others change how one is launched.
 PATHS = ("narrow", "reread", "staged", "cached", "keep_output")
@@ -228,10 +230,7 @@ def candidates(hidden_size: int, dtype: torch.dtype, sm: int) -> list[Config]:
     if row_bytes % 16 == 0:
         found += [Config(16, vecs, options=OPTIONS["staged"]) for vecs in (4, 8)]
         found += [Config(16, vecs, options=OPTIONS["cached"]) for vecs in (2, 4)]
-        found += [
-            Config(16, 4, options=OPTIONS["staged"] | OPTIONS[name])
-            for name in ("cached", "keep_output")
-        ]
+        found.append(Config(16, 4, options=OPTIONS["staged"] | OPTIONS["keep_output"]))
         found += [
             Config(16, vecs, 1, ctas, OPTIONS["keep_output"])
             for vecs in (2, 4)

@@ -2,9 +2,12 @@
 // functions below, which write down what they were asked. Prints one line an event;
 // tests/test_launcher.py compares them.
 //
-//   launcher [fail | add]   a call for device 1 while device 0 is current; with `fail` its launch
-//                           fails, with `add` it has a residual
+//   launcher [plain | fail | add [num_tokens hidden_size]]
+//
+// A call for device 1 while device 0 is current, of 3 x 4096 unless told otherwise; with `fail` its
+// launch fails, with `add` it has a residual.
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <string_view>
 
@@ -49,10 +52,17 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void*, void**) {
-  std::printf("launch: on device %d, stream %s, %u CTAs of %u threads, %zu bytes, %u attributes\n",
-              current_device,
-              config->stream == kStreamOfDevice1 ? "of device 1" : "of another device",
-              config->gridDim.x, config->blockDim.x, config->dynamicSmemBytes, config->numAttrs);
+  unsigned cluster = 1;
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) {
+      cluster = config->attrs[i].val.clusterDim.x;
+    }
+  }
+  std::printf(
+      "launch: on device %d, stream %s, %u CTAs of %u threads, clusters of %u, %zu bytes, "
+      "%u attributes\n",
+      current_device, config->stream == kStreamOfDevice1 ? "of device 1" : "of another device",
+      config->gridDim.x, config->blockDim.x, cluster, config->dynamicSmemBytes, config->numAttrs);
   return launch_fails ? cudaErrorInvalidConfiguration : cudaSuccess;
 }
 
@@ -78,9 +88,10 @@ int main(int argc, char** argv) {
     call.residual = reinterpret_cast<void*>(0x40000);
     call.residual_out = reinterpret_cast<void*>(0x50000);
   }
-  call.x_stride = call.out_stride = call.hidden_size = 4096;
-  call.residual_stride = call.residual_out_stride = 4096;
-  call.num_tokens = 3;
+  call.num_tokens = argc > 3 ? std::atoi(argv[2]) : 3;
+  call.hidden_size = argc > 3 ? std::atoi(argv[3]) : 4096;
+  call.x_stride = call.out_stride = call.hidden_size;
+  call.residual_stride = call.residual_out_stride = call.hidden_size;
   call.dtype = hp_norm::ScalarType::BFloat16;
   call.device_index = 1;
   try {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_the_device_of_the_tensors_is_guarded_and_restored(launcher):
         "stream: of device 1",
         *["attribute: of device 1"] * 3,
         f"launch: on device 1, stream of device 1, {rule.num_ctas} CTAs of "
-        f"{rule.threads_per_row} threads, 128 bytes, "
+        f"{rule.threads_per_row} threads, clusters of {rule.config.ctas_per_row}, 128 bytes, "
         f"{1 + (rule.config.ctas_per_row > 1)} attributes",
         "guard gone: device 0",
     ]
@@ -56,6 +57,27 @@ def test_a_filled_launch_has_4_ctas_on_each_of_132_sms(launcher):
     launch = launcher("add")[-2]
     assert f" {132 * 4} CTAs of {rule.threads_per_row} threads" in launch
     assert launch.endswith(" 3 attributes"), "programmatic, cluster, shared memory's share"
+
+
+@pytest.mark.parametrize(("num_tokens", "cluster"), [(256, 2), (255, 1)])
+def test_ctas_with_a_row_each_are_launched_in_pairs_where_all_have_one(
+    launcher, num_tokens, cluster
+):
+    rule = rules.explain(num_tokens, 8192, torch.bfloat16, "sm_90")
+    assert "pair_ctas" in rule.config.option_names() and rule.config.ctas_per_row == 1
+    launch = launcher("add", str(num_tokens), "8192")[-2]
+    assert f" {num_tokens} CTAs of {rule.threads_per_row} threads, clusters of {cluster}," in launch
+
+
+def test_no_third_cta_fits_on_an_sm_where_the_rule_says_two(launcher):
+    """An SM of sm_90 has 227 KiB for its CTAs, and keeps one more for each of them."""
+    assert (
+        "two_per_sm"
+        in rules.explain(128, 20480, torch.bfloat16, "sm_90", add=False).config.option_names()
+    )
+    launch = launcher("plain", "128", "20480")[-2]
+    kib = int(re.search(r"(\d+) bytes", launch)[1]) / 1024
+    assert 2 * (kib + 1) <= 228 < 3 * (kib + 1)
 
 
 def test_a_launch_that_fails_is_an_error_and_restores_the_device(launcher):

@@ -29,6 +29,15 @@ EDGES = sorted(
 )
 
 
+def with_every_option(config):
+    """The configuration with all options of a launch that may be had together."""
+    left_out = {"pair_ctas"} if config.ctas_per_row * config.rows_per_cta > 1 else {"fill_gpu"}
+    names = rules.OPTIONS.keys() - {*rules.PATHS} - left_out
+    return dataclasses.replace(
+        config, options=config.options | sum(rules.OPTIONS[name] for name in names)
+    )
+
+
 def explained(sm):
     for dtype in DTYPES:
         for hidden_size in EDGES:
@@ -112,10 +121,19 @@ def test_a_filled_gpu_has_room_beside_the_reduction_before_it():
 
 @pytest.mark.parametrize("path", [path for path in rules.PATHS if path != "cached"])
 @pytest.mark.parametrize("vecs", [1, 2, 4, 8])
-def test_a_cached_row_takes_no_other_path_but_may_be_staged(path, vecs):
+def test_a_cached_row_takes_no_other_path(path, vecs):
     options = rules.OPTIONS["cached"] + rules.OPTIONS[path]
-    may = path == "staged" and vecs == 4
-    assert rules.Config(16, vecs, options=options).is_valid(8192) == may
+    assert not rules.Config(16, vecs, options=options).is_valid(8192)
+
+
+@pytest.mark.parametrize(
+    ("rows", "ctas", "others", "may"),
+    [(1, 1, 0, True), (2, 1, 0, False), (1, 2, 0, False), (1, 1, rules.OPTIONS["fill_gpu"], False)],
+)
+def test_pairs_are_of_ctas_with_a_row_each(rows, ctas, others, may):
+    """A filled launch of them would have CTAs past the last row that do not know it."""
+    options = rules.OPTIONS["pair_ctas"] + others
+    assert rules.Config(16, 1, rows, ctas, options).is_valid(4096) == may
 
 
 def test_every_kernel_is_used_by_a_rule():
@@ -168,8 +186,7 @@ def test_explain_describes_and_refuses():
 def test_every_configuration_gives_the_same_bits(dtype, hidden_size):
     sm = rules.sm_of("cuda")
     found = rules.candidates(hidden_size, dtype, sm)
-    all_options = sum(rules.OPTIONS[n] for n in rules.OPTIONS if n not in rules.PATHS)
-    found += [dataclasses.replace(c, options=all_options) for c in found if not c.options]
+    found += [with_every_option(config) for config in found if not config.options]
     assert len(found) >= 5
     for weight_dtype in ("same", torch.float32):
         case = make_case(7, hidden_size, dtype, weight_dtype)
@@ -188,12 +205,11 @@ def test_every_configuration_gives_the_same_bits(dtype, hidden_size):
 @pytest.mark.gpu
 @pytest.mark.parametrize("hidden_size", [64, 1000, 4096])
 def test_no_configuration_touches_what_follows_the_last_row(hidden_size):
-    """Seven rows: CTAs of 2, 4 or 8 are not full, and a filled launch has CTAs without a row."""
+    """Seven rows: no pairs, CTAs of several rows are not full, filled ones have CTAs without."""
     case = make_case(7, hidden_size, torch.bfloat16).to("cuda")
     found = rules.candidates(hidden_size, torch.bfloat16, rules.sm_of("cuda"))
     assert {config.rows_per_cta for config in found} >= {1, 2}
-    fill = rules.OPTIONS["fill_gpu"]
-    found += [dataclasses.replace(c, options=c.options | fill) for c in found if c.ctas_per_row > 1]
+    found += [with_every_option(config) for config in found]
     for config in found:
         x, residual = torch.full((2, 15, hidden_size), 7.0, dtype=torch.bfloat16, device="cuda")
         x[:7], residual[:7] = case.x, case.residual

@@ -50,7 +50,6 @@ struct Kernels {
                                            : row<16, 4, true, RowPath::kKept>();
       }
       if (config.options & kCached) {
-        if (config.options & kStaged) return row<16, 4, false, RowPath::kStagedCached>();
         return config.vecs_per_thread == 2 ? row<16, 2, false, RowPath::kCached>()
                                            : row<16, 4, false, RowPath::kCached>();
       }

@@ -27,11 +27,21 @@ enum LaunchOption : int32_t {
   kNarrow = 8,            // accesses below the vector width, decided by the launcher
   kReread = 16,           // rows that do not fit in registers: read twice
   kStaged = 32,           // the row waits in shared memory, not in registers
-  kCached = 256,          // the default cache policy (no clusters, one row a CTA, 2 or 4 vectors;
-                          // staged: 4, and weights are loaded before the row's sum is there)
+  kCached = 256,          // the default cache policy (no clusters, one row a CTA, 2 or 4 vectors)
   kKeepOutput = 512,      // L2 gives the output up last (one row a CTA or cluster, 2 or 4 vectors)
   kFillGpu = 1024,  // CTAs without a row, kFillCtasPerSm on every SM (fused add in clusters only)
+  kPairCtas =
+      2048,  // CTAs with rows of their own are launched two by two (grids of an even number)
+  kTwoPerSm = 4096,  // an SM has room for two CTAs and no third
 };
+
+// kPairCtas and kTwoPerSm are for L2, whose halves each keep what the SMs beside them read: a row
+// that comes back to the SM that had it in the call before is 5 to 15 % faster there. Single CTAs
+// go wherever an SM has room; clusters are dealt out in the same order in every call, so that of
+// pairs 98 % come back, unless a third CTA of the next grid fits on some SMs and not on others
+// (H200, 2026-11-26, docs/notes/2026-11-26-rows-that-come-back.md).
+inline constexpr int kPair = 2;
+inline constexpr int32_t kTwoPerSmBytes = 112 << 10;  // of the 227 KiB that sm_90 and sm_100 have
 
 // kFillGpu is for the grid behind this one. The GPU deals a grid's clusters out to its GPCs in
 // turn, beginning with the one after the last that it dealt to: so which SMs get a second tile of
@@ -117,17 +127,16 @@ constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes) {
   const bool cached = config.options & kCached;
   const bool kept = config.options & kKeepOutput;
   const bool known_width =
-      staged           ? config.vec_bytes == 16 && (vecs == 4 || (vecs == 8 && !cached && !kept))
+      staged           ? config.vec_bytes == 16 && (vecs == 4 || (vecs == 8 && !kept))
       : cached || kept ? config.vec_bytes == 16 && (vecs == 2 || vecs == 4)
                        : (config.vec_bytes == 16 && (vecs == 1 || vecs == 2 || vecs == 4)) ||
                              (config.vec_bytes == 32 && (vecs == 1 || vecs == 2));
   const bool known_split =
       ctas == 1 || ((ctas == 2 || ctas == 4 || ctas == 8) && config.rows_per_cta == 1);
   if (!known_width || !known_split || config.rows_per_cta < 1) return false;
-  // Staged and cached rows have a CTA of their own.
-  if ((staged || cached) && (narrow || ctas != 1 || config.rows_per_cta != 1)) {
-    return false;
-  }
+  const bool own_cta = ctas == 1 && config.rows_per_cta == 1;
+  if ((staged || cached) && (narrow || !own_cta || (staged && cached))) return false;
+  if ((config.options & kPairCtas) && (!own_cta || (config.options & kFillGpu))) return false;
   const LaunchShape shape = launch_shape(config, row_bytes);
   if (kept && (cached || narrow || config.rows_per_cta != 1 || vecs * ctas == 2)) return false;
   if (config.options & kReread) {

@@ -62,14 +62,18 @@ inline cudaLaunchConfig_t plan_launch(const NormParams& p, const LaunchConfig& c
   launch.blockDim = dim3(shape.threads_per_row, config.rows_per_cta);
   launch.dynamicSmemBytes = sizeof(float) * p.padded_chunks * config.rows_per_cta +
                             stage_bytes(config, shape, p.residual != nullptr);
+  if (config.options & kTwoPerSm) {
+    launch.dynamicSmemBytes = std::max(launch.dynamicSmemBytes, size_t{kTwoPerSmBytes});
+  }
   launch.attrs = attributes;
   if (dependent) {
     attributes[launch.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[launch.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
   }
-  if (ctas_per_row > 1) {
+  const bool pairs = (config.options & kPairCtas) && launch.gridDim.x % kPair == 0;
+  if (ctas_per_row > 1 || pairs) {
     attributes[launch.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[launch.numAttrs++].val.clusterDim = {ctas_per_row, 1, 1};
+    attributes[launch.numAttrs++].val.clusterDim = {pairs ? kPair : ctas_per_row, 1, 1};
     if ((config.options & kFillGpu) && p.residual != nullptr) {
       const unsigned clusters = num_sms * kFillCtasPerSm / ctas_per_row;
       launch.gridDim.x = std::max(launch.gridDim.x, clusters * ctas_per_row);

@@ -116,7 +116,8 @@ LaunchConfig choose_config(const NormCall& call, int32_t sm, int64_t elem_bytes,
   if (forced_config.has_value()) {
     const LaunchConfig& config = *forced_config;
     const bool any_access = config.options & (kNarrow | kReread);
-    if (!is_valid(config, row_bytes) || (config.ctas_per_row > 1 && sm < 90) ||
+    const bool clusters = config.ctas_per_row > 1 || (config.options & kPairCtas);
+    if (!is_valid(config, row_bytes) || (clusters && sm < 90) ||
         (!any_access && access_bytes < config.vec_bytes)) {
       throw std::runtime_error("hp_norm: the forced launch configuration cannot take these rows");
     }

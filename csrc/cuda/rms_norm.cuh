@@ -25,10 +25,9 @@ __global__ void __maxnreg__(max_registers(kPath, kVecs * kElems * int(sizeof(T))
                                           kCluster, sizeof(W) > sizeof(T)))
     rms_norm_kernel(const __grid_constant__ NormParams p) {
   constexpr bool kNarrow = kPath == RowPath::kNarrow;
-  constexpr bool kCached = kPath == RowPath::kCached || kPath == RowPath::kStagedCached;
+  constexpr bool kCached = kPath == RowPath::kCached;
   constexpr bool kKept = kPath == RowPath::kKept || kPath == RowPath::kStagedKept;
-  constexpr bool kStaged =
-      kPath == RowPath::kStaged || kPath == RowPath::kStagedCached || kPath == RowPath::kStagedKept;
+  constexpr bool kStaged = kPath == RowPath::kStaged || kPath == RowPath::kStagedKept;
   constexpr bool kSeveralRows = !kCluster && (kPath == RowPath::kRows || kNarrow);
   constexpr RowAccess kAccess = kNarrow   ? RowAccess::kNarrow
                                 : kCached ? RowAccess::kCached
@@ -43,12 +42,12 @@ __global__ void __maxnreg__(max_registers(kPath, kVecs * kElems * int(sizeof(T))
   // an SM (H200, 2026-11-26).
   constexpr bool kWideWeights = sizeof(W) > sizeof(T);
   constexpr bool kWeightsWithRow = kVecs <= 2 && kElems * kVecs <= 16;
-  constexpr int kEarlyWeights = kWeightsWithRow                  ? kVecs
-                                : kWideWeights                   ? 0
-                                : kCluster                       ? 1
-                                : !kStaged || (kAdd && !kCached) ? kVecs / 2
-                                : kVecs == 8                     ? kVecs - 2
-                                                                 : kVecs - 1;
+  constexpr int kEarlyWeights = kWeightsWithRow    ? kVecs
+                                : kWideWeights     ? 0
+                                : kCluster         ? 1
+                                : !kStaged || kAdd ? kVecs / 2
+                                : kVecs == 8       ? kVecs - 2
+                                                   : kVecs - 1;
   constexpr int kBroadcast = kVecs > 2 ? 0 : kCluster ? 32 : 16;
   // Chunk sums that a lane adds: a CTA has at most 32 warps.
   constexpr int kLongestRun = kCluster || kNarrow ? kMaxSharedChunks / kWarp : kVecs;

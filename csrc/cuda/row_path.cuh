@@ -15,8 +15,7 @@ enum class RowPath {
   kKept,    // as kWide, and the output stays in L2
   kNarrow,  // accesses of any width, in registers; several rows a CTA; every option
   kStaged,  // whole vectors, in shared memory: fewer registers, so that two long rows fit on an SM
-  kStagedCached,  // as kStaged, with the default cache policy
-  kStagedKept,    // as kStaged, and the output stays in L2
+  kStagedKept,  // as kStaged, and the output stays in L2
 };
 
 template <RowAccess kAccess>
@@ -28,11 +27,10 @@ using Access = std::integral_constant<RowAccess, kAccess>;
 // fills the GPU fits beside the CTAs of a split product's reduction). vecs: of 16 bytes.
 constexpr int max_registers(RowPath path, int vecs, bool add, bool cluster, bool wide_weights) {
   if (path == RowPath::kNarrow || wide_weights) return 64;
-  if (cluster) return vecs == 1 ? (add ? 32 : 40) : vecs == 2 ? 56 : 64;
+  if (cluster) return vecs == 1 ? (add ? 32 : 40) : vecs == 2 ? (add ? 48 : 56) : 64;
   switch (path) {
-    case RowPath::kStaged: return vecs == 8 && add ? 64 : 48;
-    case RowPath::kStagedCached:
-    case RowPath::kStagedKept: return 48;
+    case RowPath::kStaged:
+    case RowPath::kStagedKept: return vecs == 8 && add ? 64 : 48;
     case RowPath::kRows: return vecs == 1 ? 40 : vecs == 2 ? 48 : 64;
     default: return vecs == 1 ? 32 : vecs == 2 ? 40 : 64;
   }

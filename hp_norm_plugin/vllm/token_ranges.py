@@ -15,35 +15,38 @@ import torch
 from hp_norm_plugin import settings
 from hp_norm_plugin.vllm import policy
 
-# Decode steps of so many tokens in models narrower than WIDE take up to 1 % longer with the
-# operator: the product behind a norm that is a kernel of its own loses more than the norm gains.
-# H200, 2026-11-26, means of 2 to 3 engines, 4096 wide: 1 to 32 tokens 0.1 to 1.1 % shorter, 64 and
-# 128 0.6 to 1.1 % longer, 256 and 512 0.6 to 1 % shorter; 8192 wide: 32 to 128 tokens 0.2 to 1.1 %
-# shorter, 256 1.0 +- 0.8 % longer (docs/notes/2026-11-26-token-ranges.md).
-FIRST, LAST = 33, 256
+# Steps of more tokens than LAST in models narrower than WIDE take as long with the operator, or up
+# to 1 % longer: the product behind a norm that is a kernel of its own loses what the norm gains.
+# One range for all of them, since Inductor times a graph's launches when it first runs: up to the
+# largest batch that is where vLLM measures memory, as without the plugin; a range that ended at 256
+# tokens was timed where its kernels take 3 us, and lost up to 1.7 % by what it drew. Llama-3.1-8B,
+# H200, 2026-11-26, means of 2 engines: 1.006, 1.001, 1.001 and 1.000 of off at 64, 128 and 256
+# tokens and prefill, with a range of 33 to 256 of its own 1.003, 1.004, 1.007 and 0.998
+# (docs/notes/2026-11-26-token-ranges.md).
+LAST = 32
 WIDE = 8192
 
 _PASSES = "vllm.compilation.passes.inductor_pass"
 
 
-def keeps_inductor(first: int, last: int, hidden_size: int, scope: str) -> bool:
-    """Return whether graphs for `first` to `last` tokens keep Inductor's norm.
+def keeps_inductor(first: int, hidden_size: int, scope: str) -> bool:
+    """Return whether graphs for `first` and more tokens keep Inductor's norm.
 
     Parameters
     ----------
-    first, last
-        Numbers of tokens, both included.
+    first
+        The smallest number of tokens.
     hidden_size
         Of the norm's input.
     scope
         The value of `HP_NORM_SCOPE`.
 
     """
-    return scope != "all" and hidden_size < WIDE and FIRST <= first and last <= LAST
+    return scope != "all" and hidden_size < WIDE and first > LAST
 
 
 def applies(vllm_config: Any) -> bool:
-    """Return whether a model's graph is to be split, so that the range keeps Inductor's norm.
+    """Return whether a model's graph is to be split, so that the upper range keeps Inductor's norm.
 
     Parameters
     ----------
@@ -58,7 +61,7 @@ def applies(vllm_config: Any) -> bool:
     return (
         current_platform.is_cuda()
         and model is not None
-        and keeps_inductor(FIRST, LAST, model.get_hidden_size(), scope)
+        and keeps_inductor(LAST + 1, model.get_hidden_size(), scope)
         and policy.uses_inductor(vllm_config)
         and policy.stand_aside(vllm_config) is None
         and not policy.converts_weights(model)
@@ -68,7 +71,7 @@ def applies(vllm_config: Any) -> bool:
 
 
 def split(vllm_config: Any) -> None:
-    """Have vLLM compile the range apart, beside what the user or vLLM splits; again is a no-op.
+    """Have vLLM compile the ranges apart, beside what the user or vLLM splits; again is a no-op.
 
     Called before vLLM completes the ranges: it adds its own ends to these and drops those past
     the largest batch. Does nothing where `applies` says no.
@@ -76,22 +79,22 @@ def split(vllm_config: Any) -> None:
     if not applies(vllm_config):
         return
     compilation = vllm_config.compilation_config
-    ends = {*(compilation.compile_ranges_endpoints or ()), FIRST - 1, LAST}
+    ends = {*(compilation.compile_ranges_endpoints or ()), LAST}
     compilation.compile_ranges_endpoints = sorted(ends)
 
 
 def why_left(num_tokens: int, hidden_size: int, scope: str) -> str | None:
     """Return why a call of this size keeps Inductor's norm in a compiled graph, or None."""
-    if keeps_inductor(num_tokens, num_tokens, hidden_size, scope):
-        return f"Inductor's norm ({FIRST} to {LAST} tokens, narrower than {WIDE})"
+    if keeps_inductor(num_tokens, hidden_size, scope):
+        return f"Inductor's norm (more than {LAST} tokens, narrower than {WIDE})"
     return None
 
 
 def describe(vllm_config: Any, adapter: str | None) -> list[str]:
-    """Return the words on the range for a log line: none where nothing is left to Inductor."""
+    """Return the words on the ranges for a log line: none where nothing is left to Inductor."""
     if adapter != "ir" or not applies(vllm_config):
         return []
-    return [f"calls of {FIRST} to {LAST} tokens left to Inductor"]
+    return [f"calls of more than {LAST} tokens left to Inductor"]
 
 
 def left_to_inductor(hidden_size: int, scope: str) -> bool:
@@ -106,4 +109,4 @@ def left_to_inductor(hidden_size: int, scope: str) -> bool:
         compiled = importlib.import_module(_PASSES).get_pass_context().compile_range
     except (ImportError, AttributeError, AssertionError):  # nothing is being lowered
         return False
-    return keeps_inductor(compiled.start, compiled.end, hidden_size, scope)
+    return keeps_inductor(compiled.start, hidden_size, scope)
