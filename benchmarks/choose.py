@@ -40,7 +40,6 @@ NAMES = {
     "keep_output": "kKeep",
     "fill_gpu": "kFill",
     "pair_ctas": "kPairs",
-    "two_per_sm": "kTwo",
 }
 VEC_BYTES = 16
 

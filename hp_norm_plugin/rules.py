@@ -27,7 +27,6 @@ OPTIONS = {
     "keep_output": 512,
     "fill_gpu": 1024,
     "pair_ctas": 2048,
-    "two_per_sm": 4096,
 }
 # Options that pick the kernel; the others change how one is launched.
 PATHS = ("narrow", "reread", "staged", "cached", "keep_output")

@@ -30,18 +30,15 @@ enum LaunchOption : int32_t {
   kCached = 256,          // the default cache policy (no clusters, one row a CTA, 2 or 4 vectors)
   kKeepOutput = 512,      // L2 gives the output up last (one row a CTA or cluster, 2 or 4 vectors)
   kFillGpu = 1024,  // CTAs without a row, kFillCtasPerSm on every SM (fused add in clusters only)
-  kPairCtas =
-      2048,  // CTAs with rows of their own are launched two by two (grids of an even number)
-  kTwoPerSm = 4096,  // an SM has room for two CTAs and no third
+  kPairCtas = 2048,  // CTAs are launched two by two (one row a CTA, an even number of them)
 };
 
-// kPairCtas and kTwoPerSm are for L2, whose halves each keep what the SMs beside them read: a row
-// that comes back to the SM that had it in the call before is 5 to 15 % faster there. Single CTAs
-// go wherever an SM has room; clusters are dealt out in the same order in every call, so that of
-// pairs 98 % come back, unless a third CTA of the next grid fits on some SMs and not on others
-// (H200, 2026-11-26, docs/notes/2026-11-26-rows-that-come-back.md).
+// kPairCtas is for where CTAs go. Of single ones an SM gets as many as it has room for when its turn
+// comes, pairs are spread evenly and in the same order in every call: at 256 tokens that is worth 4
+// to 7 %, and 13 to 16 % where rows come back to the SM that had them in the call before, since each
+// half of L2 keeps what the SMs beside it read (moving the bytes only, 6144 to 8192 wide, H200,
+// 2026-11-26, docs/notes/2026-11-26-rows-that-come-back.md).
 inline constexpr int kPair = 2;
-inline constexpr int32_t kTwoPerSmBytes = 112 << 10;  // of the 227 KiB that sm_90 and sm_100 have
 
 // kFillGpu is for the grid behind this one. The GPU deals a grid's clusters out to its GPCs in
 // turn, beginning with the one after the last that it dealt to: so which SMs get a second tile of

@@ -62,9 +62,6 @@ inline cudaLaunchConfig_t plan_launch(const NormParams& p, const LaunchConfig& c
   launch.blockDim = dim3(shape.threads_per_row, config.rows_per_cta);
   launch.dynamicSmemBytes = sizeof(float) * p.padded_chunks * config.rows_per_cta +
                             stage_bytes(config, shape, p.residual != nullptr);
-  if (config.options & kTwoPerSm) {
-    launch.dynamicSmemBytes = std::max(launch.dynamicSmemBytes, size_t{kTwoPerSmBytes});
-  }
   launch.attrs = attributes;
   if (dependent) {
     attributes[launch.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
