@@ -29,15 +29,15 @@ enum LaunchOption : int32_t {
   kStaged = 32,           // the row waits in shared memory, not in registers
   kCached = 256,          // the default cache policy (no clusters, one row a CTA, 2 or 4 vectors)
   kKeepOutput = 512,      // L2 gives the output up last (one row a CTA or cluster, 2 or 4 vectors)
-  kFillGpu = 1024,  // CTAs without a row, kFillCtasPerSm on every SM (fused add in clusters only)
+  kFillGpu = 1024,   // CTAs without a row, kFillCtasPerSm on every SM (fused add in clusters only)
   kPairCtas = 2048,  // CTAs are launched two by two (one row a CTA, an even number of them)
 };
 
-// kPairCtas is for where CTAs go. Of single ones an SM gets as many as it has room for when its turn
-// comes, pairs are spread evenly and in the same order in every call: at 256 tokens that is worth 4
-// to 7 %, and 13 to 16 % where rows come back to the SM that had them in the call before, since each
-// half of L2 keeps what the SMs beside it read (moving the bytes only, 6144 to 8192 wide, H200,
-// 2026-11-26, docs/notes/2026-11-26-rows-that-come-back.md).
+// kPairCtas is for where CTAs go. Of single ones an SM gets as many as it has room for when its
+// turn comes, pairs are spread evenly and in the same order in every call: at 256 tokens that is
+// worth 4 to 7 %, and 13 to 16 % where rows come back to the SM that had them in the call before,
+// since each half of L2 keeps what the SMs beside it read (moving the bytes only, 6144 to 8192
+// wide, H200, 2026-11-26, docs/notes/2026-11-26-rows-that-come-back.md).
 inline constexpr int kPair = 2;
 
 // kFillGpu is for the grid behind this one. The GPU deals a grid's clusters out to its GPCs in
