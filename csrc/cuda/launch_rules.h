@@ -35,9 +35,9 @@ enum LaunchOption : int32_t {
 
 // kPairCtas is for where CTAs go. Of single ones an SM gets as many as it has room for when its
 // turn comes, pairs are spread evenly and in the same order in every call: at 256 tokens that is
-// worth 4 to 7 %, and 13 to 16 % where rows come back to the SM that had them in the call before,
-// since each half of L2 keeps what the SMs beside it read (moving the bytes only, 6144 to 8192
-// wide, H200, 2026-11-26, docs/notes/2026-11-26-rows-that-come-back.md).
+// worth 3 to 7 %, and 15 to 18 % where rows come back to the SM that had them in the call before,
+// as each half of L2 keeps what the SMs beside it read (moving the bytes only, 6144 to 8192 wide,
+// H200, 2026-11-26, docs/notes/2026-11-26-rows-that-come-back.md).
 inline constexpr int kPair = 2;
 
 // kFillGpu is for the grid behind this one. The GPU deals a grid's clusters out to its GPCs in

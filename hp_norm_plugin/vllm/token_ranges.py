@@ -20,8 +20,9 @@ from hp_norm_plugin.vllm import policy
 # One range for all of them, since Inductor times a graph's launches when it first runs: up to the
 # largest batch that is where vLLM measures memory, as without the plugin; a range that ended at 256
 # tokens was timed where its kernels take 3 us, and lost up to 1.7 % by what it drew. Llama-3.1-8B,
-# H200, 2026-11-26, means of 2 engines: 1.006, 1.001, 1.001 and 1.000 of off at 64, 128 and 256
-# tokens and prefill, with a range of 33 to 256 of its own 1.003, 1.004, 1.007 and 0.998
+# H200, 2026-11-26, means of 2 engines: 1.009 +- 0.008, 1.000, 1.001 and 0.998 of off at 64, 128 and
+# 256 tokens and prefill, with a range of 33 to 256 of its own 1.006, 1.004, 1.008 and 0.997; of 3
+# engines 0.996 +- 0.002 at 128 and 1.001 +- 0.002 at prefill
 # (docs/notes/2026-11-26-token-ranges.md).
 LAST = 32
 WIDE = 8192
