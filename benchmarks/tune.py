@@ -26,7 +26,7 @@ from benchmarks.providers import COPY, OURS
 from benchmarks.records import OK, Row
 
 PREFIX = "candidate:"
-NAME = re.compile(PREFIX + r"(\d+)B x(\d+), (\d+) rows?, (\d+) CTAs?(.*)")
+NAME = re.compile(rf"(?:{PREFIX})?" r"(\d+)B x(\d+), (\d+) rows?, (\d+) CTAs?(.*)")
 
 
 class Config(Protocol):
@@ -61,7 +61,7 @@ def name_of(config: Config) -> str:
 
 
 def config_of(name: str) -> Config:
-    """The configuration that ``name_of`` gives this name."""
+    """The configuration that ``name_of`` gives this name, or the summary without its prefix."""
     from hp_norm_plugin import rules
 
     *sizes, options = NAME.fullmatch(name).groups()
@@ -117,7 +117,7 @@ def as_provider(config: Config) -> Provider:
 def candidates(
     case: shapes.Case, device: torch.device, options: Sequence[str], match: str
 ) -> list[Provider]:
-    """The configurations for a case whose name the pattern finds."""
+    """The configurations that can hold a case's rows and whose name the pattern finds."""
     from hp_norm_plugin import rules
 
     configs = rules.candidates(case.hidden_size, case.torch_dtype, rules.sm_of(device))

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import tune
+from benchmarks import shapes, tune
 from hp_norm_plugin import rules
 from hp_norm_plugin.rules import Config
 
@@ -17,6 +17,20 @@ def test_names_tell_configurations_apart():
     assert tune.name_of(Config(16, 2, 4, 1, 0)) == "candidate:16B x2, 4 rows, 1 CTA"
     named = tune.name_of(Config(16, 1, 1, 8, rules.OPTIONS[FIRST]))
     assert named == f"candidate:16B x1, 1 row, 8 CTAs, {FIRST}"
+
+
+def test_a_name_is_read_with_its_prefix_and_without():
+    config = Config(16, 2, 1, 4, rules.OPTIONS["trigger_early"] + rules.OPTIONS["fill_gpu"])
+    name = tune.name_of(config)
+    assert tune.config_of(name) == tune.config_of(name.removeprefix(tune.PREFIX)) == config
+
+
+def test_what_no_kernel_exists_for_is_no_candidate():
+    case = shapes.Case("fused_add", "bf16", 8, 4096)
+    found = tune.candidates(case, "sm_90", ["staged", "cached", "pair_ctas"], "")
+    configs = [tune.config_of(provider.name) for provider in found]
+    assert len(configs) > 8 and all(config.is_valid(case.row_bytes) for config in configs)
+    assert {config.options for config in configs} >= {0, rules.OPTIONS["pair_ctas"]}
 
 
 def test_every_subset_of_the_options_once():
@@ -46,9 +60,7 @@ def test_a_provider_forces_its_configuration_for_its_own_calls_only(monkeypatch)
     monkeypatch.setattr(rules, "forced", forced)
     monkeypatch.setattr(hp_norm_plugin, "rms_norm", lambda *_: log.append("call"))
     config = Config(16, 2)
-    from benchmarks.shapes import Case
-
-    call = tune.as_provider(config).bind(Case("plain", "bf16", 1, 64))
+    call = tune.as_provider(config).bind(shapes.Case("plain", "bf16", 1, 64))
     assert log == []
     call(torch.ones(1, 64), None, torch.ones(64))
     assert log == [config, "call", None]
