@@ -27,6 +27,9 @@ from benchmarks.records import OK, Row
 
 PREFIX = "candidate:"
 NAME = re.compile(rf"(?:{PREFIX})?" r"(\d+)B x(\d+), (\d+) rows?, (\d+) CTAs?(.*)")
+# Candidates that are timed in turn, each with graphs and outputs of its own: cold, the plain norm
+# writes up to 2 GB of new memory a replay.
+AT_A_TIME = 32
 
 
 class Config(Protocol):
@@ -126,8 +129,14 @@ def candidates(
     return [provider for provider in map(as_provider, found) if re.search(match, provider.name)]
 
 
+def groups(beside: Sequence[Provider], found: Sequence[Provider]) -> list[list[Provider]]:
+    """The candidates, so many at a time, and with each group what is timed beside them."""
+    starts = range(0, max(len(found), 1), AT_A_TIME)
+    return [[*beside, *found[start : start + AT_A_TIME]] for start in starts]
+
+
 def ranking(rows: Iterable[Row]) -> list[Result]:
-    """The configurations of one cell that have a time, fastest first."""
+    """The configurations of one group of a cell that have a time, fastest first."""
     timed = {row.provider: row.us for row in rows if row.status == OK}
     rule = timed.get(OURS, float("nan"))
     found = [
@@ -138,12 +147,16 @@ def ranking(rows: Iterable[Row]) -> list[Result]:
     return sorted(found, key=lambda result: result.us)
 
 
-def print_ranking(console: Console, case: shapes.Case, rows: Sequence[Row], top: int) -> None:
-    """Print the best configurations of a cell beside the rule in use, and who failed."""
+def print_ranking(
+    console: Console, case: shapes.Case, timed: Sequence[Sequence[Row]], top: int
+) -> None:
+    """Print the best configurations of a cell's groups beside the rule in use, and who failed."""
+    rows = [row for group in timed for row in group]
     rule = next((row for row in rows if row.provider == OURS), None)
     text = f"{rule.us:.4g} us, {rule.rule}" if rule and rule.us else "no time"
     console.print(f"{case}: rule in use {text}", markup=False, highlight=False)
-    for result in ranking(rows)[:top]:
+    results = [result for group in timed for result in ranking(group)]
+    for result in sorted(results, key=lambda result: result.us)[:top]:
         console.print(
             f"    {result.us:8.4g} us  {result.gain:5.3f}x  {result.name}",
             markup=False,
@@ -181,9 +194,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for case in shapes.grid(args.op, args.dtype, args.tokens, args.hidden):
             found = candidates(case, device, args.options, args.match)
-            rows = cell.run(bench, case, [*beside, *found], unavailable)
-            writer.write(rows)
-            print_ranking(console, case, rows, args.top)
+            timed = [cell.run(bench, case, g, unavailable) for g in groups(beside, found)]
+            writer.write([row for rows in timed for row in rows])
+            print_ranking(console, case, timed, args.top)
     except ValueError as error:
         console.print(str(error), style="red", markup=False)
         return 2

@@ -1,7 +1,9 @@
+import io
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from benchmarks import shapes, tune
 from hp_norm_plugin import rules
@@ -78,6 +80,22 @@ def test_ranking_is_by_time_and_relative_to_the_rule(a_row):
         ("b", 1.6, pytest.approx(1.25)),
         ("a", 2.5, pytest.approx(0.8)),
     ]
+
+
+def test_many_candidates_are_timed_in_groups_each_beside_the_rule(a_row):
+    found = list(range(tune.AT_A_TIME + 3))
+    first, second = tune.groups(["rule", "copy"], found)
+    assert first == ["rule", "copy", *found[:-3]] and second == ["rule", "copy", *found[-3:]]
+    assert tune.groups(["rule"], []) == [["rule"]]
+
+    console = Console(file=io.StringIO(), width=200)
+    timed = [
+        [replace(a_row, us=2.0), replace(a_row, provider="candidate:a", us=1.9)],
+        [replace(a_row, us=2.2), replace(a_row, provider="candidate:b", us=1.8)],
+    ]
+    tune.print_ranking(console, shapes.Case("plain", "bf16", 1, 64), timed, top=2)
+    _, *ranked = console.file.getvalue().splitlines()
+    assert [line.split()[0:3:2] for line in ranked] == [["1.8", "1.222x"], ["1.9", "1.053x"]]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
