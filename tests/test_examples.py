@@ -15,6 +15,8 @@ import pytest
 pytest.importorskip("rich", reason="examples need rich")
 from rich.console import Console  # noqa: E402
 
+from benchmarks import gpu_run  # noqa: E402
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
@@ -500,3 +502,26 @@ def test_the_readme_says_what_the_served_runs_said():
     prose = " ".join(readme.split())
     words = "at {} for batch 1 and {} for 32"
     assert words.format(*(on_over_off(other[f"decode {batch}"]) for batch in (1, 32))) in prose
+
+
+def test_the_served_models_of_a_gpu_run_are_understood():
+    jobs = [job for job in gpu_run.JOBS if job.arguments[:1] == gpu_run.SERVE]
+    assert len(jobs) == 5
+    for job in jobs:
+        args = serve_llama.parse(list(job.arguments[1:]), gpu=True)
+        assert args.out == f"{{out}}/{job.name}"
+        assert job.stage == 2, "a compiler beside it would be in its times"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output-len", "1"], "--output-len: must be at least 2, got 1"),
+        (["--batch-sizes", "0"], "--batch-sizes, --repeats and --engines: must be at least 1"),
+        (["--engines", "0"], "--batch-sizes, --repeats and --engines: must be at least 1"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        serve_llama.parse(arguments, gpu=False)
+    assert message in capsys.readouterr().err
