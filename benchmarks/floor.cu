@@ -32,21 +32,6 @@ void add_kernels(std::vector<Candidate>& candidates, const char* trigger, bool d
   candidates.push_back({"empty", trigger, empty_rows<kTrigger>, dependent});
 }
 
-void launch(cudaStream_t stream, const Candidate& one, int num_tokens, int hidden_size, uint4* x,
-            uint4* residual, const uint4* weight) {
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(num_tokens);
-  config.blockDim = dim3(hidden_size / 8);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = one.dependent ? 1 : 0;
-  void* arguments[] = {&x, &residual, &weight};
-  check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(one.function), arguments));
-}
-
 }  // namespace
 
 int main() {
@@ -69,7 +54,8 @@ int main() {
         Graph graph(stream, [&] {
           for (int i = 0; i < kCalls; ++i) {
             uint4* x = reinterpret_cast<uint4*>(pool) + i % kSets * 2 * vecs;
-            launch(stream, one, num_tokens, hidden_size, x, x + vecs, weight);
+            launch_kernel(stream, one.function, {num_tokens, hidden_size / 8, 1, one.dependent}, x,
+                          x + vecs, weight);
           }
         });
         graph.replay();

@@ -67,6 +67,35 @@ void launch_norm(cudaStream_t stream, const Tensors& tensors, int num_tokens, in
   check(cudaLaunchKernelExC(&launch, function, arguments));
 }
 
+// How an experiment's own kernel is launched: alone or in clusters, as a programmatic dependent or
+// not.
+struct KernelLaunch {
+  int ctas;
+  int threads;
+  unsigned cluster;
+  bool dependent;
+};
+
+template <typename... Arguments>
+void launch_kernel(cudaStream_t stream, void (*kernel)(Arguments...), const KernelLaunch& how,
+                   Arguments... arguments) {
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(how.ctas);
+  config.blockDim = dim3(how.threads);
+  config.stream = stream;
+  config.attrs = attributes;
+  if (how.dependent) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (how.cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {how.cluster, 1, 1};
+  }
+  check(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
 // A CUDA graph of what `enqueue` puts on a stream, and the microseconds of one replay.
 class Graph {
  public:

@@ -43,25 +43,6 @@ __global__ void __launch_bounds__(1024) move(uint4* x, uint4* residual, unsigned
   for (int i = 0; i < kVecs; ++i) x[first + i * blockDim.x] = residual_vec[i];
 }
 
-using Kernel = void (*)(uint4*, uint4*, unsigned, int*);
-
-void launch(cudaStream_t stream, Kernel kernel, int ctas, int threads, unsigned cluster, uint4* x,
-            uint4* residual, unsigned shift, int* sms) {
-  cudaLaunchAttribute attributes[2];
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {cluster, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(ctas);
-  config.blockDim = dim3(threads);
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = cluster > 1 ? 2 : 1;
-  void* arguments[] = {&x, &residual, &shift, &sms};
-  check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments));
-}
-
 // The share of rows that were on the same SM as kSets calls before.
 double came_back(const int* device_sms, int ctas) {
   std::vector<int> sms(size_t{kCalls} * kMaxCtas);
@@ -75,43 +56,53 @@ double came_back(const int* device_sms, int ctas) {
   return double(same) / ((kCalls - kSets) * ctas);
 }
 
+struct Bench {
+  cudaStream_t stream;
+  uint4* pool;
+  int* sms;  // [kCalls][kMaxCtas]
+
+  Bench() {
+    check(cudaStreamCreate(&stream));
+    check(cudaMalloc(&pool, kPoolBytes));
+    check(cudaMemset(pool, 0, kPoolBytes));
+    check(cudaMalloc(&sms, sizeof(int) * kCalls * kMaxCtas));
+  }
+
+  Graph calls(int num_tokens, int hidden_size, int vecs, unsigned cluster, bool same, bool log) {
+    return Graph(stream, [&] {
+      const size_t elements = size_t(num_tokens) * hidden_size / 8;
+      const KernelLaunch how{num_tokens, hidden_size / 8 / vecs, cluster, true};
+      for (int call = 0; call < kCalls; ++call) {
+        uint4* x = pool + call % kSets * 2 * elements;
+        const unsigned shift = same ? 0 : call * kShift % num_tokens;
+        launch_kernel(stream, vecs == 2 ? move<2> : move<4>, how, x, x + elements, shift,
+                      log ? sms + call * kMaxCtas : nullptr);
+      }
+    });
+  }
+
+  void print(int num_tokens, int hidden_size, int vecs, unsigned cluster, bool same) {
+    Graph timed = calls(num_tokens, hidden_size, vecs, cluster, same, false);
+    timed.replay();
+    std::vector<float> times;
+    for (int i = 0; i < kReplays; ++i) times.push_back(timed.replay() / kCalls);
+    calls(num_tokens, hidden_size, vecs, cluster, same, true).replay();
+    std::printf("%d,%d,%d,%d,%u,%s,%.3f,%.2f\n", num_tokens, hidden_size, hidden_size / 8 / vecs,
+                vecs, cluster, same ? "same" : "others", median(times), came_back(sms, num_tokens));
+  }
+};
+
 }  // namespace
 
 int main() {
-  cudaStream_t stream;
-  uint4* pool;
-  int* sms;
-  check(cudaStreamCreate(&stream));
-  check(cudaMalloc(&pool, kPoolBytes));
-  check(cudaMemset(pool, 0, kPoolBytes));
-  check(cudaMalloc(&sms, sizeof(int) * kCalls * kMaxCtas));
+  Bench bench;
   std::printf("num_tokens,hidden_size,threads,vecs_per_thread,cluster,rows,us,came_back\n");
   for (const int num_tokens : {64, 128, 256}) {
     for (const int hidden_size : {4096, 6144, 7168, 8192, 12288}) {
       for (const int vecs : {2, 4}) {
-        const int threads = hidden_size / 8 / vecs;
-        if (threads > 1024) continue;
         for (const unsigned cluster : {1u, 2u, 4u}) {
           for (const bool same : {true, false}) {
-            const auto graph_of_calls = [&](int* log) {
-              return Graph(stream, [&] {
-                const size_t elements = size_t(num_tokens) * hidden_size / 8;
-                for (int call = 0; call < kCalls; ++call) {
-                  uint4* x = pool + call % kSets * 2 * elements;
-                  launch(stream, vecs == 2 ? move<2> : move<4>, num_tokens, threads, cluster, x,
-                         x + elements, same ? 0 : call * kShift % num_tokens,
-                         log == nullptr ? nullptr : log + call * kMaxCtas);
-                }
-              });
-            };
-            Graph timed = graph_of_calls(nullptr);
-            timed.replay();
-            std::vector<float> times;
-            for (int i = 0; i < kReplays; ++i) times.push_back(timed.replay() / kCalls);
-            graph_of_calls(sms).replay();
-            std::printf("%d,%d,%d,%d,%u,%s,%.3f,%.2f\n", num_tokens, hidden_size, threads, vecs,
-                        cluster, same ? "same" : "others", median(times),
-                        came_back(sms, num_tokens));
+            bench.print(num_tokens, hidden_size, vecs, cluster, same);
           }
         }
       }

@@ -6,8 +6,8 @@
 //
 // Protocol of benchmarks/timing.py: below 512 tokens 64 calls a CUDA graph over up to 4 input sets
 // that fit in L2, from 512 tokens up inputs rotate over 4 times L2; the fused add in place, the
-// plain norm to other memory; the median of 5 replays. Below 512 tokens not what benchmarks.choose
-// leaves out there: triggers behind the loads, and requests ahead.
+// plain norm to other memory; the median of 5 replays. Below 512 tokens without
+// triggers behind the loads, which benchmarks.choose does not take there, and requests ahead.
 #include "launch.cuh"
 
 #ifndef HP_NORM_SWEEP_ADD

@@ -68,9 +68,10 @@ inline cudaLaunchConfig_t plan_launch(const NormParams& p, const LaunchConfig& c
     attributes[launch.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
   }
   const bool pairs = (config.options & kPairCtas) && launch.gridDim.x % kPair == 0;
-  if (ctas_per_row > 1 || pairs) {
+  const unsigned cluster = pairs ? kPair : ctas_per_row;
+  if (cluster > 1) {
     attributes[launch.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[launch.numAttrs++].val.clusterDim = {pairs ? kPair : ctas_per_row, 1, 1};
+    attributes[launch.numAttrs++].val.clusterDim = {cluster, 1, 1};
     if ((config.options & kFillGpu) && p.residual != nullptr) {
       const unsigned clusters = num_sms * kFillCtasPerSm / ctas_per_row;
       launch.gridDim.x = std::max(launch.gridDim.x, clusters * ctas_per_row);
