@@ -58,7 +58,7 @@ void launch_norm(cudaStream_t stream, const Tensors& tensors, int num_tokens, in
   plan_prefetch(p, config, shape, num_sms, sizeof(Element), pitch, pitch);
 
   cudaLaunchAttribute attributes[kMaxLaunchAttributes];
-  cudaLaunchConfig_t launch = plan_launch(p, config, shape, num_sms, dependent, attributes);
+  cudaLaunchConfig_t launch = plan_launch(p, config, shape, num_sms, 0, dependent, attributes);
   launch.stream = stream;
   void* arguments[] = {&p};
   const void* function = Kernels<Element, Element, kAdd>::find(config);

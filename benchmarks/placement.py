@@ -4,8 +4,9 @@ The GPU deals the clusters of a grid out to its GPCs in turn, beginning behind t
 grids before ended at. A product with more tiles than SMs gives some SMs a tile more than others,
 and which GPCs those share depends on where it began (docs/notes/2026-11-26-first-gpc.md).
 
-Prints what a product takes by the GPC that it begins at, and, for each launch configuration of the
-norm before it, where it begins and what it takes. Needs an H100 or H200, and placement.cu compiled.
+Prints what a product takes by the GPC that it begins at, and where it begins and what it takes
+behind a norm: with each `first_gpc`, and with each launch configuration named. Needs an H100 or
+H200, and placement.cu compiled.
 """
 
 from __future__ import annotations
@@ -27,19 +28,23 @@ from torch import Tensor
 from benchmarks import decoder, providers, step_profile, stopwatch, terminal, tune
 from benchmarks.provider import Call
 from benchmarks.shapes import Case
+from hp_norm_plugin import first_gpc
+from hp_norm_plugin.first_gpc import GPCS
 from hp_norm_plugin.vllm import probe
 
-GPCS = 8
 # Launches that leave the next grid at one GPC whatever came before: CTAs and CTAs a cluster. Each
-# did in 216 of 216 cases on three H200s, 2026-11-26.
-LEADS = {0: (264, 2), 1: (8, 8), 2: (160, 2), 3: (384, 8), 4: (32, 2), 5: (330, 2), 6: (256, 2)}
+# of the first seven did in 216 of 216 cases on three H200s, 2026-11-26; 0 may leave it at 7.
+LEADS = {
+    0: (264, 2), 1: (8, 8), 2: (160, 2), 3: (384, 8), 4: (32, 2), 5: (330, 2), 6: (256, 2),
+    7: (556, 4),
+}  # fmt: skip
 LEAD_THREADS, LEAD_NS = 128, 1200
 # The probe's first clusters fill up the GPCs that have a pair of SMs more; then the rounds begin.
 FIRST_OF_A_ROUND = 4
 MATRICES = 4  # in turn, so that none is in L2
 
 
-def first_gpc(sm_of_cluster: Sequence[int]) -> int:
+def began_at(sm_of_cluster: Sequence[int]) -> int:
     """The GPC at which the rounds begin, from the SM ids of the probe's clusters in their order."""
     return sm_of_cluster[FIRST_OF_A_ROUND] % (2 * GPCS) // 2
 
@@ -145,7 +150,7 @@ def behind_norm(
         return stopwatch.captured(launches.stream, run, run)
 
     graph(lambda number: launches.probe(seen[number]))()
-    firsts = Counter(first_gpc(row[::2]) for row in seen.tolist())
+    firsts = Counter(began_at(row[::2]) for row in seen.tolist())
     kernels = probe.kernels(step_profile.recorded(graph(products.gate_up)))
     return firsts, fmean(times_behind("rms_norm_kernel", kernels))
 
@@ -159,6 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--columns", type=int, default=28672)
     parser.add_argument("--configs", nargs="*", default=[], help="as benchmarks.tune names them")
+    parser.add_argument("--first-gpcs", nargs="*", type=int, default=list(range(GPCS)),
+                        help="of the norm as its rules launch it")  # fmt: skip
     parser.add_argument("--repeats", type=int, default=40)
     args = parser.parse_args(arguments)
     console = terminal.console()
@@ -166,8 +173,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("no H100 or H200 here, and other GPUs have other GPCs", style="red")
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
-    norms = [providers.load(providers.OURS, device)]
-    norms += [tune.as_provider(tune.config_of(name)) for name in args.configs]
+    ours = providers.load(providers.OURS, device)
+    norms = [(f"{ours.name}, first GPC {gpc}", gpc, ours) for gpc in args.first_gpcs]
+    others = [tune.as_provider(tune.config_of(name)) for name in args.configs]
+    norms += [(norm.name, 0, norm) for norm in others]
     launches = Launches(args.library, torch.cuda.Stream(device))
     shape = f"{args.hidden} to {args.columns}"
     first = Table("tokens", *(f"GPC {gpc}" for gpc in LEADS), title=f"{shape}, us by first GPC")
@@ -180,10 +189,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             launches.stream.synchronize()
             times = by_first_gpc(launches, products, args.repeats)
             first.add_row(str(num_tokens), *(f"{us:.2f}" for us in times.values()))
-            for norm in norms:
+            for name, gpc, norm in norms:
+                first_gpc.set_first_gpc(gpc, device)
                 firsts, us = behind_norm(launches, products, norm.bind(case), args.repeats)
                 places = ", ".join(f"{gpc}: {count}" for gpc, count in sorted(firsts.items()))
-                behind.add_row(str(num_tokens), norm.name, places, f"{us:.2f}")
+                behind.add_row(str(num_tokens), name, places, f"{us:.2f}")
     console.print(first)
     console.print(behind)
     return 0

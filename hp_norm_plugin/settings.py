@@ -62,7 +62,16 @@ SCOPE = Flag(
     "fused only those with a residual, all every norm that the kernel can take",
 )
 
-FLAGS: tuple[Flag, ...] = (PLUGIN, ROUNDING, SCOPE)
+FIRST_GPC = Flag(
+    name="HP_NORM_FIRST_GPC",
+    values=("auto", *map(str, range(8))),
+    default="auto",
+    on_unknown="auto",
+    meaning="at which GPC of an H100 or H200 the product behind a norm of up to 32 tokens begins: "
+    "auto times the loaded model's own products from each",
+)
+
+FLAGS: tuple[Flag, ...] = (PLUGIN, ROUNDING, SCOPE, FIRST_GPC)
 
 
 def read_flag(flag: Flag, environ: Mapping[str, str] | None = None) -> Reading:

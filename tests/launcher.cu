@@ -2,10 +2,10 @@
 // functions below, which write down what they were asked. Prints one line an event;
 // tests/test_launcher.py compares them.
 //
-//   launcher [plain | fail | add [num_tokens hidden_size]]
+//   launcher [plain | fail | add [num_tokens hidden_size [first_gpc]]]
 //
 // A call for device 1 while device 0 is current, of 3 x 4096 unless told otherwise; with `fail` its
-// launch fails, with `add` it has a residual.
+// launch fails, with `add` it has a residual. first_gpc is set for device 1 alone.
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -94,6 +94,8 @@ int main(int argc, char** argv) {
   call.residual_stride = call.residual_out_stride = call.hidden_size;
   call.dtype = hp_norm::ScalarType::BFloat16;
   call.device_index = 1;
+  if (argc > 4 && !hp_norm_set_first_gpc(1, std::atoi(argv[4]))) std::printf("error: no device\n");
+  if (hp_norm_set_first_gpc(-1, 1) || hp_norm_set_first_gpc(64, 1)) std::printf("error: device\n");
   try {
     hp_norm::run_cuda(call);
   } catch (const std::exception& error) {

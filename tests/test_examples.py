@@ -100,7 +100,12 @@ def test_same_tokens():
 
 
 def result(on, off=0.0, layers=None):
-    state = {"reason": "vLLM 0.26.0, IR adapter", "layers": layers or {"operator": 5}, "left": []}
+    state = {
+        "reason": "vLLM 0.26.0, IR adapter",
+        "layers": layers or {"operator": 5},
+        "left": [],
+        "first_gpc": [],
+    }
     profiles = [
         {"plugin": name, "summary": {"hp_norm_per_step": calls}}
         for name, calls in (("off", off), ("on", on))

@@ -14,7 +14,7 @@ import torch
 from helpers import assert_same_bits, find_nvcc, make_case
 
 import hp_norm_plugin as hp
-from hp_norm_plugin import reference
+from hp_norm_plugin import first_gpc, reference
 
 pytestmark = pytest.mark.gpu
 HERE = Path(__file__).parent
@@ -36,6 +36,37 @@ def test_runs_on_the_current_stream():
         out, _ = hp.fused_add_rms_norm(x, moved.residual, moved.weight, case.eps)
     stream.synchronize()
     assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize("hidden_size", [3584, 4096, 8192])
+def test_where_the_next_grid_begins_changes_no_bit(hidden_size):
+    case = make_case(32, hidden_size, torch.bfloat16)
+    want, want_residual = reference.fused_add_rms_norm(case.x, case.residual, case.weight, case.eps)
+    moved = case.to("cuda")
+    device = moved.x.device
+    try:
+        for gpc in range(first_gpc.GPCS):
+            first_gpc.set_first_gpc(gpc, device)
+            out, residual = hp.fused_add_rms_norm(moved.x, moved.residual, moved.weight, case.eps)
+            assert_same_bits(out, want)
+            assert_same_bits(residual, want_residual)
+    finally:
+        first_gpc.set_first_gpc(0, device)
+
+
+def test_each_number_is_timed_by_itself():
+    one, two, four = first_gpc.graph_times(lambda n: torch.cuda._sleep(n * 200_000), [1, 2, 4])
+    assert 50 < one < 1000 and two / one == pytest.approx(2, rel=0.2)
+    assert four / two == pytest.approx(2, rel=0.2)
+
+
+def test_steps_of_products_are_timed_from_each_gpc():
+    x = torch.randn(8, 4096, dtype=torch.bfloat16, device="cuda")
+    matrices = [torch.randn(4096, 4096, dtype=x.dtype, device="cuda") for _ in range(2)]
+    steps = [first_gpc.Step(lambda m=m: x @ m, lambda out, m=m: out @ m) for m in matrices]
+    times = first_gpc.times(steps, x, first_gpc.graph_times)
+    assert list(times) == list(first_gpc.CANDIDATES)
+    assert all(10 < us < 1000 for us in times.values()), times
 
 
 @pytest.mark.parametrize("num_tokens", [1, 8, 64, 2048])

@@ -27,9 +27,11 @@ def test_unknown_plugin_value_turns_the_plugin_off_and_says_so():
     )
 
 
-@pytest.mark.parametrize("flag", [settings.ROUNDING, settings.SCOPE], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "flag", [settings.ROUNDING, settings.SCOPE, settings.FIRST_GPC], ids=lambda f: f.name
+)
 def test_other_unknown_values_take_the_default(flag):
-    reading = settings.read_flag(flag, {flag.name: "2"})
+    reading = settings.read_flag(flag, {flag.name: "8"})
     assert reading.value == flag.default == "auto"
     assert flag.name in reading.warning
 

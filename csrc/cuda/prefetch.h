@@ -51,9 +51,11 @@ inline void plan_prefetch(NormParams& p, const LaunchConfig& config, const Launc
 inline constexpr int kMaxLaunchAttributes = 3;
 
 // Grid, CTA, shared memory and attributes of a launch on `num_sms` SMs, which `attributes` must
-// outlive. dependent: it may start before the kernel before has ended.
+// outlive. first_gpc: where a filled launch has the next grid begin. dependent: it may start before
+// the kernel before has ended.
 inline cudaLaunchConfig_t plan_launch(const NormParams& p, const LaunchConfig& config,
-                                      const LaunchShape& shape, int32_t num_sms, bool dependent,
+                                      const LaunchShape& shape, int32_t num_sms, int32_t first_gpc,
+                                      bool dependent,
                                       cudaLaunchAttribute (&attributes)[kMaxLaunchAttributes]) {
   const unsigned ctas_per_row = config.ctas_per_row;
   cudaLaunchConfig_t launch{};
@@ -73,7 +75,7 @@ inline cudaLaunchConfig_t plan_launch(const NormParams& p, const LaunchConfig& c
     attributes[launch.numAttrs].id = cudaLaunchAttributeClusterDimension;
     attributes[launch.numAttrs++].val.clusterDim = {cluster, 1, 1};
     if ((config.options & kFillGpu) && p.residual != nullptr) {
-      const unsigned clusters = num_sms * kFillCtasPerSm / ctas_per_row;
+      const unsigned clusters = num_sms * kFillCtasPerSm / ctas_per_row + first_gpc;
       launch.gridDim.x = std::max(launch.gridDim.x, clusters * ctas_per_row);
       attributes[launch.numAttrs].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
       attributes[launch.numAttrs++].val.sharedMemCarveout = kFillSharedPercent;

@@ -30,10 +30,15 @@ void check_cuda(cudaError_t error, const char* what) {
 
 constexpr size_t kSharedBytesWithoutAsking = 48 << 10;
 
+constexpr int kMaxDevices = 64;
+
 struct Device {
   int32_t sm;  // 10 x major + minor; 0: not asked yet
   int32_t num_sms;
 };
+
+// By device: at which GPC its filled launches have the next grid begin (hp_norm_set_first_gpc).
+std::array<std::atomic<int32_t>, kMaxDevices> first_gpcs{};
 
 int32_t device_attribute(cudaDeviceAttr attribute, int32_t device_index) {
   int value = 0;
@@ -42,7 +47,6 @@ int32_t device_attribute(cudaDeviceAttr attribute, int32_t device_index) {
 }
 
 const Device& device_of(int32_t device_index) {
-  constexpr int kMaxDevices = 64;
   static std::array<Device, kMaxDevices> known;
   static std::mutex mutex;
   if (device_index >= kMaxDevices) throw std::runtime_error("hp_norm: more than 64 devices");
@@ -177,8 +181,8 @@ void run_cuda(const NormCall& call) {
   }
   const bool dependent = sm >= 90 && call.num_tokens <= dependent_launch_max_tokens();
   cudaLaunchAttribute attributes[kMaxLaunchAttributes];
-  cudaLaunchConfig_t launch =
-      plan_launch(params, config, shape, device.num_sms, dependent, attributes);
+  cudaLaunchConfig_t launch = plan_launch(params, config, shape, device.num_sms,
+                                          first_gpcs[call.device_index], dependent, attributes);
   if (launch.dynamicSmemBytes > kSharedBytesWithoutAsking) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(launch.dynamicSmemBytes)),
@@ -202,6 +206,15 @@ extern "C" __attribute__((visibility("default"))) void hp_norm_force_config(
 extern "C" __attribute__((visibility("default"))) void hp_norm_limit_dependent_launch(
     int64_t max_tokens) {
   hp_norm::dependent_launch_max_tokens() = max_tokens;
+}
+
+// Filled launches on this device have the next grid begin at this GPC. A CUDA graph keeps what was
+// set when it was captured. False: no such device.
+extern "C" __attribute__((visibility("default"))) bool hp_norm_set_first_gpc(int32_t device_index,
+                                                                             int32_t gpc) {
+  if (device_index < 0 || device_index >= hp_norm::kMaxDevices) return false;
+  hp_norm::first_gpcs[device_index] = gpc;
+  return true;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hp_norm, CUDA, library) {

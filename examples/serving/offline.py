@@ -245,7 +245,8 @@ def verdict(result: dict[str, Any]) -> tuple[bool, str]:
         left = [f"{n} {why}" for why, n in state["layers"].items() if why != "operator"]
         why = "; ".join([state["reason"], *left, *state["left"]])
         return False, f"the operator did not run: {why}"
-    return True, (
+    ran = (
         f"the operator ran {calls[ON]:g} times a decode step "
         f"({state['layers'].get('operator', 0)} norm layers on it), 0 times with the plugin off"
     )
+    return True, "; ".join([ran, *state["first_gpc"]])

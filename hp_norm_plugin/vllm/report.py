@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hp_norm_plugin import settings
-from hp_norm_plugin.vllm import announce, policy, token_ranges
+from hp_norm_plugin.vllm import announce, first_product, policy, token_ranges
 
 logger = logging.getLogger("vllm.hp_norm")
 
@@ -103,6 +103,17 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         return spec
 
 
+def _choose_first_gpc(model: torch.nn.Module, vllm_config: Any) -> None:
+    """Have the products begin at a good GPC where the norms before them run on the operator."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cuda() and policy.stand_aside(vllm_config) is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+        choice = first_product.choose(model, vllm_config, device)
+        if choice is not None:
+            logger.info("hp_norm: %s", choice.describe())
+
+
 def _wrap(loader: type, adapter: str) -> None:
     original = loader.load_model  # type: ignore[attr-defined]
     if getattr(original, "reports_hp_norm", False):
@@ -120,6 +131,10 @@ def _wrap(loader: type, adapter: str) -> None:
                 logger.info("%s", "; ".join([line, *left]))
         except Exception:
             logger.exception("hp_norm: the model's norm layers could not be counted")
+        try:
+            _choose_first_gpc(model, vllm_config)
+        except Exception:
+            logger.exception("hp_norm: products behind a norm begin where they happen to")
         return model
 
     load_model.reports_hp_norm = True  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ MORE = [126, 128, 130, 124]
 def test_the_first_gpc_is_read_from_the_first_round(first):
     one_round = [2 * ((first + place) % placement.GPCS) for place in range(placement.GPCS)]
     later = [sm + 2 * placement.GPCS for sm in one_round]
-    assert placement.first_gpc([*MORE, *one_round, *later]) == first
+    assert placement.began_at([*MORE, *one_round, *later]) == first
 
 
 def test_only_the_kernel_behind_the_marked_one_is_timed():

@@ -5,6 +5,9 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
+
+from hp_norm_plugin import settings
 
 pytest.importorskip("vllm")
 
@@ -19,8 +22,8 @@ def clean(monkeypatch):
 
     import hp_norm_plugin.vllm as plugin
 
-    for name in ("HP_NORM_PLUGIN", "HP_NORM_ROUNDING", "HP_NORM_SCOPE"):
-        monkeypatch.delenv(name, raising=False)
+    for flag in settings.FLAGS:
+        monkeypatch.delenv(flag.name, raising=False)
     platform = type(current_platform)
     monkeypatch.setattr(plugin, "_registration", None)
     monkeypatch.setattr(envs, "environment_variables", dict(envs.environment_variables))
@@ -76,6 +79,7 @@ def make_config():
             ),
             model_config=SimpleNamespace(
                 quantization=quantization,
+                dtype=torch.bfloat16,
                 get_hidden_size=lambda: hidden_size,
                 hf_config=SimpleNamespace(architectures=[architecture]),
             ),

@@ -1,0 +1,95 @@
+"""Where the product behind a norm begins, without a GPU: a library and a clock that write."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hp_norm_plugin import first_gpc, ops
+from hp_norm_plugin.first_gpc import Step
+
+DEVICE = torch.device("cuda", 3)
+
+
+@pytest.fixture
+def was_set(monkeypatch):
+    """Every (device, GPC) that the CUDA library was told; it knows 64 devices."""
+    told = []
+
+    def hp_norm_set_first_gpc(device: int, gpc: int) -> bool:
+        told.append((device, gpc))
+        return 0 <= device < 64
+
+    library = type("Library", (), {"hp_norm_set_first_gpc": staticmethod(hp_norm_set_first_gpc)})
+    monkeypatch.setattr(ops, "native_library", lambda path: library)
+    return told
+
+
+def test_the_library_is_told_device_and_gpc(was_set):
+    first_gpc.set_first_gpc(7, DEVICE)
+    first_gpc.set_first_gpc(0, 1)
+    assert was_set == [(3, 7), (1, 0)]
+
+
+@pytest.mark.parametrize("gpc", [-1, 8])
+def test_another_gpc_is_refused(was_set, gpc):
+    with pytest.raises(ValueError, match=f"set_first_gpc: gpc: must be 0 to 7, got {gpc}"):
+        first_gpc.set_first_gpc(gpc, DEVICE)
+    assert was_set == []
+
+
+@pytest.mark.parametrize("device", [torch.device("cuda"), 64, -1])
+def test_another_device_is_refused(was_set, device):
+    with pytest.raises(ValueError, match="set_first_gpc: device: must have an index up to 63, got"):
+        first_gpc.set_first_gpc(1, device)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "hidden_size", "arch", "decides"),
+    [(1, 4096, "sm_90", True), (32, 8192, "sm_90", True), (33, 4096, "sm_90", False),
+     (1, 2048, "sm_90", False), (1, 16384, "sm_90", False), (1, 4096, "sm_100", False)],
+)  # fmt: skip
+def test_which_norms_decide(num_tokens, hidden_size, arch, decides):
+    assert first_gpc.is_set_by(num_tokens, hidden_size, torch.bfloat16, arch) is decides
+
+
+def steps(seen, number):
+    """As many steps, which write down what they see."""
+    x = torch.full((2, 64), 3.0)
+
+    def step(name):
+        return Step(lambda: x, lambda out: seen.append((name, out)))
+
+    return [step(name) for name in range(number)]
+
+
+def test_each_candidate_is_set_and_timed_on_every_step(monkeypatch):
+    now, seen, timed = [], [], {}
+    monkeypatch.setattr(first_gpc, "set_first_gpc", lambda gpc, device: now.append(gpc))
+
+    def clock(run, numbers):
+        for number in numbers:
+            before = len(seen)
+            run(number)
+            timed[now[-1]] = [name for name, _ in seen[before:]]
+        return [10.0 * number for number in numbers]
+
+    got = first_gpc.times(steps(seen, 5), torch.full((2, 64), 1.0), clock)
+    assert got == {gpc: 2.0 * gpc for gpc in range(1, 8)}
+    assert timed == {gpc: [0, 1, 2, 3, 4] for gpc in range(1, 8)}
+    assert now[-1] == 0
+    want = torch.ones(2, 64)  # a norm of rows of fours
+    assert all(torch.equal(out.round(decimals=4), want) for _, out in seen)
+
+
+def test_a_clock_that_fails_leaves_the_default(monkeypatch):
+    now = []
+    monkeypatch.setattr(first_gpc, "set_first_gpc", lambda gpc, device: now.append(gpc))
+
+    def clock(run, numbers):
+        run(4)
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        first_gpc.times(steps([], 2), torch.zeros(2, 64), clock)
+    assert now == [4, 0]

@@ -1,0 +1,176 @@
+"""Where the products of a loaded model begin: which layers are timed, and what the times decide."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hp_norm_plugin import first_gpc
+from hp_norm_plugin.vllm import first_product, report
+
+linear = pytest.importorskip("vllm.model_executor.layers.linear")
+
+HIDDEN = 64
+DEVICE = torch.device("cpu")  # its index, None, stands for a GPU's
+US = {1: 60.0, 2: 61.0, 3: 58.0, 4: 57.0, 5: 66.0, 6: 59.0, 7: 62.0}
+
+
+class Product(linear.LinearBase):
+    """A linear layer without vLLM's distributed state."""
+
+    def __init__(self, inputs, outputs, shards=1):
+        torch.nn.Module.__init__(self)
+        self.input_size, self.output_size = inputs, outputs * shards
+        self.output_size_per_partition = outputs
+        self.weight = torch.nn.Parameter(torch.randn(outputs, inputs))
+        self.quant_method = SimpleNamespace(apply=lambda layer, x: x @ layer.weight.T)
+
+
+def block(shards=1):
+    return torch.nn.ModuleDict(
+        {
+            "qkv": Product(HIDDEN, 96),
+            "o": Product(48, HIDDEN),
+            "gate_up": Product(HIDDEN, 256, shards),
+            "down": Product(128, HIDDEN),
+        }
+    )
+
+
+@pytest.fixture
+def model():
+    return torch.nn.ModuleList(block() for _ in range(3))
+
+
+@pytest.fixture
+def config(make_config):
+    config = make_config(hidden_size=HIDDEN)
+    config.model_config.dtype = torch.float32
+    return config
+
+
+@pytest.fixture
+def timed(monkeypatch, clean):
+    """The GPU's part: what was set, and for what the clock was asked."""
+    record = SimpleNamespace(set=[], rows=[], us=dict(US))
+
+    def graph_times(run, numbers):
+        run(3)
+        record.rows.append(list(numbers))
+        return [record.us[number] * len(record.steps) for number in numbers]
+
+    times = first_gpc.times
+
+    def times_of(steps, residual, clock):
+        record.steps = steps
+        record.rows.append(residual.shape)
+        return times(steps, residual, clock)
+
+    monkeypatch.setattr(first_gpc, "set_first_gpc", lambda gpc, device: record.set.append(gpc))
+    monkeypatch.setattr(first_gpc, "is_set_by", lambda n, hidden, dtype, device: hidden == HIDDEN)
+    monkeypatch.setattr(first_gpc, "graph_times", graph_times)
+    monkeypatch.setattr(first_gpc, "times", times_of)
+    monkeypatch.setattr(first_product, "_choices", {})
+    return record
+
+
+def test_the_layers_are_those_around_the_norm_with_the_most_behind_it(model):
+    pairs = first_product.layers_around_norms(model, HIDDEN)
+    assert pairs == [(layers["o"], layers["gate_up"]) for layers in model]
+
+
+def test_layers_are_compared_by_their_size_on_this_gpu(model):
+    for layers in model:
+        layers["qkv"].output_size = 4096  # of all GPUs
+    assert first_product.layers_around_norms(model, HIDDEN)[0][1] is model[0]["gate_up"]
+
+
+def test_no_more_layers_than_the_time_is_worth():
+    model = torch.nn.ModuleList(block() for _ in range(20))
+    assert len(first_product.layers_around_norms(model, HIDDEN)) == first_product.MOST_STEPS
+
+
+def test_a_single_block_is_not_timed():
+    assert first_product.layers_around_norms(block(), HIDDEN) == []
+
+
+def test_the_fastest_is_set(timed, model, config):
+    choice = first_product.choose(model, config, DEVICE)
+    assert choice.gpc == 4 and timed.set[-1] == 4
+    assert [rows for rows in timed.rows if isinstance(rows, torch.Size)] == [
+        (n, HIDDEN) for n in first_product.NUM_TOKENS
+    ]
+    assert choice.us == pytest.approx(US)
+    assert choice.describe() == (
+        "products behind a norm begin at GPC 4: 57.0 us with the norm and the product before it, "
+        "66.0 from GPC 5"
+    )
+    assert first_product.choices() == {None: choice}
+
+
+def test_a_draft_model_changes_nothing(timed, model, config):
+    first_product.choose(model, config, DEVICE)
+    timed.us[6] = 1.0
+    assert first_product.choose(model, config, DEVICE) is None
+    assert timed.set[-1] == 4
+
+
+def test_a_width_that_decides_nothing_is_not_timed(timed, model, config):
+    config.model_config.get_hidden_size = lambda: 2 * HIDDEN
+    assert first_product.choose(model, config, DEVICE) is None
+    assert timed.set == timed.rows == []
+
+
+def test_a_model_without_such_layers_keeps_the_default(timed, config):
+    assert first_product.choose(torch.nn.Linear(HIDDEN, 4), config, DEVICE) is None
+    assert timed.set == []
+
+
+def test_the_users_gpc_is_set_without_timing(timed, model, config, monkeypatch):
+    monkeypatch.setenv("HP_NORM_FIRST_GPC", "6")
+    choice = first_product.choose(model, config, DEVICE)
+    assert choice.gpc == 6 and timed.set == [6] and timed.rows == []
+    assert choice.describe() == "products behind a norm begin at GPC 6 (HP_NORM_FIRST_GPC)"
+
+
+@pytest.fixture
+def load(clean, config, monkeypatch):
+    """Load a model as on a GPU, `choose` being given; returns the log's lines."""
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr(type(current_platform), "is_cuda", lambda self: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(report, "count_layers", lambda *_: {})
+
+    def run(choose, lines):
+        class Loader:
+            def load_model(self, vllm_config):
+                return torch.nn.Module()
+
+        monkeypatch.setattr(first_product, "choose", choose)
+        report._wrap(Loader, "ir")
+        assert isinstance(Loader().load_model(config), torch.nn.Module)
+        return [text for _, text in lines()]
+
+    return run
+
+
+def test_the_choice_is_logged_when_a_model_is_loaded(load, lines):
+    said = load(lambda model, config, device: first_product.Choice(device.index + 5, US), lines)
+    assert said[-1].startswith("hp_norm: products behind a norm begin at GPC 5: 66.0 us")
+
+
+def test_a_failure_leaves_the_model_and_says_so(load, lines):
+    def choose(*_):
+        raise RuntimeError("out of memory")
+
+    assert load(choose, lines)[-1] == "hp_norm: products behind a norm begin where they happen to"
+
+
+def test_a_model_that_keeps_vllms_norm_is_not_timed(load, lines, config):
+    config.model_config.quantization = "fp8"
+    asked = []
+    load(lambda *arguments: asked.append(arguments), lines)
+    assert asked == []
