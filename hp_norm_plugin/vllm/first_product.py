@@ -94,6 +94,23 @@ def _step(layers: Layers, num_tokens: int, dtype: torch.dtype, device: torch.dev
 
 
 @torch.inference_mode()
+def _timed(
+    layers: list[Layers],
+    sizes: list[int],
+    hidden_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[int, float]:
+    """Return the microseconds of a step by first GPC, the mean over numbers of tokens."""
+    us = dict.fromkeys(first_gpc.CANDIDATES, 0.0)
+    for num_tokens in sizes:
+        steps = [_step(pair, num_tokens, dtype, device) for pair in layers]
+        residual = torch.zeros(num_tokens, hidden_size, dtype=dtype, device=device)
+        measured = first_gpc.times(steps, residual, first_gpc.graph_times)
+        us = {gpc: us[gpc] + one / len(sizes) for gpc, one in measured.items()}
+    return us
+
+
 def choose(model: torch.nn.Module, vllm_config: Any, device: torch.device) -> Choice | None:
     """Set the GPC at which the products of a loaded model begin, and return what was chosen.
 
@@ -110,7 +127,8 @@ def choose(model: torch.nn.Module, vllm_config: Any, device: torch.device) -> Ch
     -------
     Choice or None
         None, with nothing changed, where another model was loaded before, where no norm of this
-        width decides it, or where the model has no such layers.
+        width decides it, and, unless the user names a GPC, where the model has no such layers or
+        in vLLM's sleep mode.
 
     """
     config = vllm_config.model_config
@@ -119,19 +137,15 @@ def choose(model: torch.nn.Module, vllm_config: Any, device: torch.device) -> Ch
     if device.index in _choices or not sizes:
         return None
     flag = settings.read_flag(settings.FIRST_GPC).value
-    if flag == "auto":
-        layers = layers_around_norms(model, hidden_size)
-        if not layers:
-            return None
-        us = dict.fromkeys(first_gpc.CANDIDATES, 0.0)
-        for num_tokens in sizes:
-            steps = [_step(pair, num_tokens, dtype, device) for pair in layers]
-            residual = torch.zeros(num_tokens, hidden_size, dtype=dtype, device=device)
-            measured = first_gpc.times(steps, residual, first_gpc.graph_times)
-            us = {gpc: us[gpc] + one / len(sizes) for gpc, one in measured.items()}
-        choice = Choice(min(us, key=us.__getitem__), us)
-    else:
+    if flag != "auto":
         choice = Choice(int(flag), {})
+    else:
+        layers = layers_around_norms(model, hidden_size)
+        # The pool that sleep mode allocates in was not tried with the graphs of the timing.
+        if not layers or getattr(config, "enable_sleep_mode", False):
+            return None
+        us = _timed(layers, sizes, hidden_size, dtype, device)
+        choice = Choice(min(us, key=us.__getitem__), us)
     first_gpc.set_first_gpc(choice.gpc, device)
     _choices[device.index] = choice
     return choice

@@ -123,6 +123,12 @@ def test_a_width_that_decides_nothing_is_not_timed(timed, model, config):
     assert timed.set == timed.rows == []
 
 
+def test_sleep_mode_is_left_alone(timed, model, config):
+    config.model_config.enable_sleep_mode = True
+    assert first_product.choose(model, config, DEVICE) is None
+    assert timed.set == timed.rows == []
+
+
 def test_a_model_without_such_layers_keeps_the_default(timed, config):
     assert first_product.choose(torch.nn.Linear(HIDDEN, 4), config, DEVICE) is None
     assert timed.set == []
