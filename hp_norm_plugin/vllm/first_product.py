@@ -127,8 +127,8 @@ def choose(model: torch.nn.Module, vllm_config: Any, device: torch.device) -> Ch
     -------
     Choice or None
         None, with nothing changed, where another model was loaded before, where no norm of this
-        width decides it, and, unless the user names a GPC, where the model has no such layers or
-        in vLLM's sleep mode.
+        width decides it, and, unless the user names a GPC, for quantised models, in vLLM's sleep
+        mode, and where the model has no such layers.
 
     """
     config = vllm_config.model_config
@@ -140,9 +140,11 @@ def choose(model: torch.nn.Module, vllm_config: Any, device: torch.device) -> Ch
     if flag != "auto":
         choice = Choice(int(flag), {})
     else:
-        layers = layers_around_norms(model, hidden_size)
-        # The pool that sleep mode allocates in was not tried with the graphs of the timing.
-        if not layers or getattr(config, "enable_sleep_mode", False):
+        # Not tried with the timing's CUDA graphs: kernels for quantised weights, and the pool that
+        # sleep mode allocates in.
+        tried = config.quantization is None and not getattr(config, "enable_sleep_mode", False)
+        layers = layers_around_norms(model, hidden_size) if tried else []
+        if not layers:
             return None
         us = _timed(layers, sizes, hidden_size, dtype, device)
         choice = Choice(min(us, key=us.__getitem__), us)

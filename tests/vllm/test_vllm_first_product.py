@@ -123,10 +123,17 @@ def test_a_width_that_decides_nothing_is_not_timed(timed, model, config):
     assert timed.set == timed.rows == []
 
 
-def test_sleep_mode_is_left_alone(timed, model, config):
-    config.model_config.enable_sleep_mode = True
+@pytest.mark.parametrize(
+    ("name", "value"), [("enable_sleep_mode", True), ("quantization", "awq_marlin")]
+)
+def test_what_was_not_tried_is_left_alone_unless_the_user_names_a_gpc(
+    timed, model, config, monkeypatch, name, value
+):
+    setattr(config.model_config, name, value)
     assert first_product.choose(model, config, DEVICE) is None
     assert timed.set == timed.rows == []
+    monkeypatch.setenv("HP_NORM_FIRST_GPC", "2")
+    assert first_product.choose(model, config, DEVICE).gpc == 2
 
 
 def test_a_model_without_such_layers_keeps_the_default(timed, config):
