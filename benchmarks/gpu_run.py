@@ -76,7 +76,7 @@ JOBS = (
              "--quantization", "fp8", "--may-stand-aside"),
     Job("cache-starts", (*SERVE, "cache", "--model", "Llama-3.2-1B", "--starts", "3",
                          "--batch-sizes", "1", "4", "--prefill-batch", "0",
-                         "--out", "{out}/cache-starts"), 240, stage=2),
+                         "--out", "{out}/cache-starts"), 360, stage=2),
 )  # fmt: skip
 
 
