@@ -15,8 +15,6 @@ import pytest
 pytest.importorskip("rich", reason="examples need rich")
 from rich.console import Console  # noqa: E402
 
-from benchmarks import gpu_run  # noqa: E402
-
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
@@ -504,15 +502,6 @@ def test_the_readme_says_what_the_served_runs_said():
     always_gpc_0 = [columns[1][f"decode {batch}"]["others"]["gpc0"][0] for batch in (1, 8, 32)]
     words = "at {:.3f}, {:.3f} and {:.3f} for batch 1, 8 and 32".format(*always_gpc_0)
     assert words in " ".join(readme.split())
-
-
-def test_the_served_models_of_a_gpu_run_are_understood():
-    jobs = [job for job in gpu_run.JOBS if job.arguments[:1] == gpu_run.SERVE]
-    assert len(jobs) == 5
-    for job in jobs:
-        args = serve_llama.parse(list(job.arguments[1:]), gpu=True)
-        assert args.out == f"{{out}}/{job.name}"
-        assert job.stage == 2, "a compiler beside it would be in its times"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
+import importlib
+
 import pytest
 from rich.console import Console
 
 from benchmarks import gpu_run, run
+from benchmarks.environment import ROOT
 from benchmarks.gpu_run import TIMED_OUT, Job
 
 
@@ -72,3 +75,14 @@ def test_main_runs_what_is_asked_for(tmp_path, monkeypatch, capsys):
     assert "FAILED with 2" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         gpu_run.main([str(tmp_path), "--only", "unknown"])
+
+
+def test_the_served_models_of_a_gpu_run_are_understood(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    serve_llama = importlib.import_module("serve_llama")
+    jobs = [job for job in gpu_run.JOBS if job.arguments[:1] == gpu_run.SERVE]
+    assert len(jobs) == 5
+    for job in jobs:
+        args = serve_llama.parse(list(job.arguments[1:]), gpu=True)
+        assert args.out == f"{{out}}/{job.name}"
+        assert job.stage == 2, "a compiler beside it would be in its times"
