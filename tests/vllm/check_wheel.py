@@ -71,6 +71,7 @@ def main() -> None:
     if found.has_ir:
         check_ir(current_platform)
     check_layers()
+    check_products()
 
 
 def check_ir(current_platform: object) -> None:
@@ -132,6 +133,24 @@ def check_layers() -> None:
             expect(f"{cls.__name__}.{method} takes x, residual", known, True)
     source = inspect.getsource(custom_op.CustomOp.__init__)
     expect("CustomOp.__init__ calls dispatch_forward", "self.dispatch_forward(" in source, True)
+
+
+def check_products() -> None:
+    """The linear layers still have what first_product.py asks them for."""
+    import inspect
+
+    from vllm.model_executor.layers import linear
+
+    for cls, names in (
+        (linear.LinearBase, ("input_size", "output_size", "quant_method")),
+        (linear.ColumnParallelLinear, ("input_size_per_partition", "output_size_per_partition")),
+        (linear.RowParallelLinear, ("input_size_per_partition", "output_size_per_partition")),
+    ):
+        source = inspect.getsource(cls.__init__)
+        for name in names:
+            expect(f"{cls.__name__} has {name}", f"self.{name}" in source, True)
+    names = list(inspect.signature(linear.UnquantizedLinearMethod.apply).parameters)[:3]
+    expect("an unquantised layer is applied to x", names, ["self", "layer", "x"])
 
 
 if __name__ == "__main__":
