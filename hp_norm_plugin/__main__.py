@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from hp_norm_plugin import doctor
@@ -29,34 +30,40 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def text(report: dict[str, Any]) -> str:
-    """Lay the report out for a terminal, one fact a line."""
-    lines = [f"{name:<16} {value or 'none'}" for name, value in report["versions"].items()]
+def facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give the name and the words of each fact, the name empty where the words go on."""
+    for name, value in report["versions"].items():
+        yield name, value or "none"
     for gpu in report["gpus"]:
         code = "the library has code for it" if gpu["covered"] else "NO code in the library"
-        lines.append(f"{'gpu':<16} {gpu['name']}, sm_{gpu['sm']}: {code}")
+        yield "gpu", f"{gpu['name']}, sm_{gpu['sm']}: {code}"
     if not report["gpus"]:
-        lines.append(f"{'gpu':<16} none")
+        yield "gpu", "none"
     state = report["library"]
-    lines.append(f"{'cpu library':<16} {state.get('cpu_library') or state.get('error')}")
+    yield "cpu library", str(state.get("cpu_library") or state.get("error"))
     if state["loaded"]:
         cuda = f"{state['cuda_library']} ({', '.join(state['cuda_archs'])})"
-        lines.append(f"{'cuda library':<16} {cuda if state['cuda_library'] else 'none'}")
-        lines.append(f"{'':<16} {'loaded' if state['cuda_loaded'] else state['cuda_error']}")
+        yield "cuda library", cuda if state["cuda_library"] else "none"
+        yield "", "loaded" if state["cuda_loaded"] else state["cuda_error"]
     for name, flag in report["flags"].items():
         note = flag["warning"] or ("set" if flag["set"] else "default")
-        lines.append(f"{name:<16} {flag['value']} ({note})")
-    lines.append(
-        f"{'adapter':<16} {report['vllm']['adapter'] or 'none'}: {report['vllm']['reason']}"
-    )
+        yield name, f"{flag['value']} ({note})"
+    yield "adapter", f"{report['vllm']['adapter'] or 'none'}: {report['vllm']['reason']}"
     rule = report["rule"]
     size = f"{rule['num_tokens']} x {rule['hidden_size']} {rule['dtype']} on {rule['device']}"
-    lines.append(f"{'rule':<16} {size}: {rule.get('text') or rule.get('error')}")
+    yield "rule", f"{size}: {rule.get('text') or rule.get('error')}"
     if rule.get("in_vllm"):
-        lines.append(f"{'':<16} in vLLM's compiled graphs: {rule['in_vllm']}")
+        yield "", f"in vLLM's compiled graphs: {rule['in_vllm']}"
     test = report["self_test"]
     outcome = "passed" if test["passed"] else f"FAILED: {test['error']}"
-    lines.append(f"{'self-test':<16} {test['cases']} cases on {test['device']}: {outcome}")
+    yield "self-test", f"{test['cases']} cases on {test['device']}: {outcome}"
+
+
+def text(report: dict[str, Any]) -> str:
+    """Lay the report out for a terminal, one fact a line."""
+    rows = list(facts(report))
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {words}" for name, words in rows]
     return "\n".join([*lines, "", report["verdict"]])
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hp_norm_plugin import __main__ as command
-from hp_norm_plugin import doctor
+from hp_norm_plugin import doctor, settings
 
 
 def healthy(**changes):
@@ -134,3 +134,9 @@ def test_the_command_prints_json_and_its_status_follows_the_flag(monkeypatch):
     assert report["self_test"]["passed"]
     assert done.returncode == (1 if report["vllm"]["installed"] else 0)
     assert "self-test" in command.text(report)
+
+
+def test_every_fact_begins_in_the_same_column():
+    lines = command.text(doctor.gather(1, 4096, "bfloat16", "sm_90")).split("\n\n")[0].splitlines()
+    column = max(len(name) for name in settings.read_all()) + 2
+    assert all(line[column - 2 : column] == "  " and line[column] != " " for line in lines)
