@@ -53,7 +53,9 @@ def set_first_gpc(gpc: int, device: torch.device | int) -> None:
         raise ValueError(f"set_first_gpc: device: must have an index up to 63, got {device}")
 
 
-def is_set_by(num_tokens: int, hidden_size: int, dtype: torch.dtype, device: str) -> bool:
+def is_set_by(
+    num_tokens: int, hidden_size: int, dtype: torch.dtype, device: torch.device | str
+) -> bool:
     """Return whether such a norm decides where the grid behind it begins; see `rules.explain`."""
     return "fill_gpu" in rules.explain(num_tokens, hidden_size, dtype, device).config.option_names()
 
@@ -112,6 +114,7 @@ def graph_times(run: Callable[[int], None], numbers: Iterable[int]) -> list[floa
     least, since what other processes do on the GPU only adds.
     """
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     graphs = []
     with torch.cuda.stream(stream):
         for number in numbers:

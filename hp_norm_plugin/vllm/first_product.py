@@ -1,7 +1,7 @@
 """When vLLM has loaded a model: has its products begin at the GPC from which they are fastest.
 
 Which GPC that is differs from card to card, so the loaded model's own products are timed once on
-each (about 0.1 s), before any CUDA graph is captured. See `hp_norm_plugin.first_gpc`.
+each, in less than a second, before any CUDA graph is captured. See `hp_norm_plugin.first_gpc`.
 """
 
 from __future__ import annotations
