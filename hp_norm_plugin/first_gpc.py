@@ -3,7 +3,7 @@
 A GPU deals a grid's clusters out to its GPCs in turn, beginning where the grid before ended, and a
 matrix product with more tiles than SMs takes up to 12 % longer from some beginnings than from
 others. Which ones is a matter of the single card. A norm whose rule has `fill_gpu` decides the
-beginning: it is GPC 0 unless this module sets another
+beginning: it is GPC 0 or 7 unless this module sets another
 (docs/notes/2026-11-27-a-gpc-for-each-card.md).
 """
 

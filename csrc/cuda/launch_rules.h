@@ -43,10 +43,10 @@ inline constexpr int kPair = 2;
 // kFillGpu is for the grid behind this one. The GPU deals a grid's clusters out to its GPCs in
 // turn, beginning with the one after the last that it dealt to: so which SMs get a second tile of
 // the next product depends on how many clusters were launched before, and from some beginnings some
-// products take 6 to 12 % longer. With every SM filled alike it begins at the same GPC whatever
-// came before, GPC 0, and with so many clusters more at the one after: which is a good one differs
-// from card to card and is timed (first_gpc.py; H200, 2026-11-26 and 27,
-// docs/notes/2026-11-27-a-gpc-for-each-card.md). Filled with 2 a SM it begins at GPC 0 or 7, with 8
+// products take 6 to 12 % longer. With every SM filled alike it begins at GPC 0 or 7, with one to
+// seven clusters more at GPC 1 to 7, whatever came before: which is a good one differs from card to
+// card and is timed (first_gpc.py; H200, 2026-11-26 and 27,
+// docs/notes/2026-11-27-a-gpc-for-each-card.md). Filled with 2 an SM it is at 0 or 7, with 8
 // anywhere.
 inline constexpr int kFillCtasPerSm = 4;
 // What a filled launch asks for as shared memory's share of L1, in percent: 16 KiB, as the

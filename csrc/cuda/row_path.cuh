@@ -25,7 +25,7 @@ using Access = std::integral_constant<RowAccess, kAccess>;
 // room for one more CTA on the SM, of this call or the next (H200, 2026-11-26: 40 instead of 48 at
 // 1024 x 8192 of the plain norm 3 %; for the fused add in a cluster 32, so that a launch that fills
 // the GPU fits beside the CTAs of a split product's reduction, and 48 for two vectors, 256 x 5120
-// 5 %; the plain norm loses 2 to 3 % by 48 there). vecs: of 16 bytes.
+// 5 %; the plain norm loses up to 6 % by 48 there). vecs: of 16 bytes.
 constexpr int max_registers(RowPath path, int vecs, bool add, bool cluster, bool wide_weights) {
   if (path == RowPath::kNarrow || wide_weights) return 64;
   if (cluster) return vecs == 1 ? (add ? 32 : 40) : vecs == 2 ? (add ? 48 : 56) : 64;

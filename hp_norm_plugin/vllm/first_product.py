@@ -1,7 +1,8 @@
 """When vLLM has loaded a model: has its products begin at the GPC from which they are fastest.
 
-Which GPC that is differs from card to card, so the loaded model's own products are timed once on
-each, in less than a second, before any CUDA graph is captured. See `hp_norm_plugin.first_gpc`.
+Which GPC that is differs from card to card, so the loaded model's own products are timed from all
+but GPC 0, once on each card, in less than a second and before any CUDA graph is captured. See
+`hp_norm_plugin.first_gpc`.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ OPS = ("rms_norm", "fused_add_rms_norm")
 
 # vLLM's native code writes "round, then times weight", but Inductor, which compiles it by default,
 # keeps float32 between the two, so one rounding is the nearest to what a user has without us.
-# tests/vllm/test_rounding.py measures it.
+# tests/vllm/test_vllm_rounding.py measures it.
 ROUND_BEFORE_WEIGHT = False
 
 _rounding = settings.read_flag(settings.ROUNDING).value

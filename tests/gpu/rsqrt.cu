@@ -1,6 +1,6 @@
 // Compares correct_rsqrt with the compiler's correctly rounded __frsqrt_rn for every positive
 // float, zero, infinity and NaN, and __frsqrt_rn with a rounded double (what the CPU kernel
-// computes). Prints the two numbers of differing inputs; tests/gpu/test_rsqrt.py expects zeros.
+// computes). Prints the two numbers of differing inputs; tests/test_ops_cuda.py expects zeros.
 #include <cstdio>
 
 #include "../../csrc/cuda/row_steps.cuh"
