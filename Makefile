@@ -68,4 +68,4 @@ format: .venv-lint/.ready
 	.venv-lint/bin/clang-format -i $(CXX_FILES)
 
 clean:
-	rm -rf build dist *.egg-info hp_norm_plugin/lib/*.so hp_norm_plugin/lib/build_info.json
+	rm -rf build dist *.egg-info hp_norm_plugin/lib/*.so hp_norm_plugin/lib/build_info.json $(VENV)/.built

@@ -9,6 +9,7 @@ Environment:
                                 as PTX, for what comes after it
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -52,6 +53,15 @@ def run(command: list[str]) -> None:
         sys.exit(f"hp_norm: failed: {' '.join(command)}\n{result.stdout}{result.stderr}")
 
 
+@functools.cache
+def version_of(compiler: str) -> str:
+    """What a compiler says of itself; nothing where it does not run, which `run` tells."""
+    try:
+        return subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    except OSError:
+        return ""
+
+
 def find_nvcc() -> str | None:
     """Nvcc of CUDA_HOME, of PATH, of /usr/local/cuda, or of the nvidia-cuda-nvcc package."""
     candidates = [Path(home, "bin", "nvcc") for home in [os.environ.get("CUDA_HOME")] if home]
@@ -92,6 +102,7 @@ class BuildLibraries(build_ext):
             arg for path in cpp_extension.include_paths() for arg in ("-isystem", path)
         ]
         self.link = [f"-L{torch_dir / 'lib'}", "-Wl,--no-as-needed"]
+        self.torch_version = torch.__version__
         info = {"torch": torch.__version__, "cuda": None, "archs": []}
         jobs = [*self.cpu_jobs(), *self.cuda_jobs(info)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -100,10 +111,12 @@ class BuildLibraries(build_ext):
         (self.lib / "build_info.json").write_text(json.dumps(info, indent=1) + "\n")
 
     def compile(self, command: list[str], source: Path, target: Path) -> None:
-        """Run one compilation, unless command, source and its headers are as they were."""
+        """Run one compilation, unless compiler, command, source and headers are as they were."""
         stamp = target.with_suffix(".key")
         # The source's path within the tree: the objects are as good in a copy of the tree.
-        key = hashlib.sha256(" ".join([*command, str(source.relative_to(ROOT))]).encode())
+        versions = version_of(command[0]), self.torch_version
+        words = [*command, str(source.relative_to(ROOT)), *versions]
+        key = hashlib.sha256(" ".join(words).encode())
         for path in with_includes(source):
             key.update(path.read_bytes())
         if target.is_file() and stamp.is_file() and stamp.read_text() == key.hexdigest():
@@ -151,7 +164,7 @@ class BuildLibraries(build_ext):
             sys.exit(f"hp_norm: HP_NORM_CUDA_ARCHS: must be numbers such as 90;100, got {archs}")
         targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-        version = subprocess.run([self.nvcc, "--version"], capture_output=True, text=True).stdout
+        version = version_of(self.nvcc)
         info.update(cuda=version.split("release ")[-1].split(",")[0], archs=[*archs, "PTX"])
         command = [
             self.nvcc,

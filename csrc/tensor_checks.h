@@ -217,11 +217,13 @@ inline void check_weight(const char* op, const TensorView& weight, const TensorV
 }
 
 inline void check_scalars(const char* op, double eps, double weight_offset, bool has_weight) {
-  if (!(std::isfinite(eps) && eps >= 0.0)) {
-    refuse(op, "eps", "must be finite and at least 0", number_text(eps));
+  // As the kernels take them: 1e39 is finite, but not as a float32.
+  const auto finite = [](double value) { return std::isfinite(static_cast<float>(value)); };
+  if (!(finite(eps) && eps >= 0.0)) {
+    refuse(op, "eps", "must be finite as a float32 and at least 0", number_text(eps));
   }
-  if (!std::isfinite(weight_offset)) {
-    refuse(op, "weight_offset", "must be finite", number_text(weight_offset));
+  if (!finite(weight_offset)) {
+    refuse(op, "weight_offset", "must be finite as a float32", number_text(weight_offset));
   }
   if (!has_weight && weight_offset != 0.0) {
     refuse(op, "weight_offset", "must be 0 without a weight", number_text(weight_offset));

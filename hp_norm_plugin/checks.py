@@ -5,11 +5,11 @@ The texts are those of the C++ checks; tests/test_bad_input.py compares them cas
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 MAX_HIDDEN_SIZE = 65536
+# From here on a float64 rounds to infinity: half a unit past the largest float32.
+FLOAT32_END = 2.0**128 - 2.0**103
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -75,10 +75,10 @@ def _weight_problem(weight: torch.Tensor, x: torch.Tensor) -> tuple[str, str, st
 def _scalar_problem(
     eps: float, weight_offset: float, has_weight: bool
 ) -> tuple[str, str, str] | None:
-    if not (math.isfinite(eps) and eps >= 0):
-        return "eps", "must be finite and at least 0", f"{eps:g}"
-    if not math.isfinite(weight_offset):
-        return "weight_offset", "must be finite", f"{weight_offset:g}"
+    if not 0 <= eps < FLOAT32_END:
+        return "eps", "must be finite as a float32 and at least 0", f"{eps:g}"
+    if not abs(weight_offset) < FLOAT32_END:
+        return "weight_offset", "must be finite as a float32", f"{weight_offset:g}"
     if not has_weight and weight_offset != 0:
         return "weight_offset", "must be 0 without a weight", f"{weight_offset:g}"
     return None

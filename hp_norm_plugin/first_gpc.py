@@ -9,7 +9,7 @@ beginning: it is GPC 0 or 7 unless this module sets another
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from torch import Tensor
 from hp_norm_plugin import ops, rules
 
 GPCS = 8
+MAX_DEVICES = 64  # that the CUDA library knows
 # GPC 0 is not among them: the launch that leads there leads to GPC 7 where the grid before began at
 # GPC 7, the others lead where they should (four H200s, 2026-11-27).
 CANDIDATES = range(1, GPCS)
@@ -36,21 +37,27 @@ def set_first_gpc(gpc: int, device: torch.device | int) -> None:
     gpc
         0 to 7, in the order in which the GPU deals clusters out; 0, the default, is 0 or 7.
     device
-        A CUDA device.
+        A CUDA device with an index below `MAX_DEVICES`, or the index.
 
     Raises
     ------
     ValueError
         For another GPC or device.
+    RuntimeError
+        Where the CUDA library is not loaded, with the reason.
 
     """
     if not 0 <= gpc < GPCS:
         raise ValueError(f"set_first_gpc: gpc: must be 0 to {GPCS - 1}, got {gpc}")
-    index = device if isinstance(device, int) else device.index
-    library = ops.native_library(ops.CUDA_LIBRARY)
-    library.hp_norm_set_first_gpc.restype = ctypes.c_bool
-    if index is None or not library.hp_norm_set_first_gpc(index, gpc):
-        raise ValueError(f"set_first_gpc: device: must have an index up to 63, got {device}")
+    index = device.index if isinstance(device, torch.device) else device
+    on_cuda = isinstance(device, int) or device.type == "cuda"
+    if not on_cuda or index is None or not 0 <= index < MAX_DEVICES:
+        rule = f"must be a CUDA device with an index below {MAX_DEVICES}"
+        raise ValueError(f"set_first_gpc: device: {rule}, got {device}")
+    status = ops.library_status()
+    if not status.cuda_loaded:
+        raise RuntimeError(f"set_first_gpc: {status.cuda_error}")
+    ops.native_library(ops.CUDA_LIBRARY).hp_norm_set_first_gpc(index, gpc)
 
 
 def is_set_by(
@@ -107,13 +114,22 @@ def times(
         set_first_gpc(0, residual.device)
 
 
+@functools.cache
+def _stream(device_index: int) -> torch.cuda.Stream:
+    """Return the stream to time on: one, since cuBLAS keeps a workspace for each (32 MiB).
+
+    It is not freed, which could only be done together with those that other graphs point to.
+    """
+    return torch.cuda.Stream(device_index)
+
+
 def graph_times(run: Callable[[int], None], numbers: Iterable[int]) -> list[float]:
     """Microseconds of `run(n)` for each n, the least of `ROUNDS`.
 
     In CUDA graphs: where a model is loaded the host is busy, and its launches come with gaps. The
     least, since what other processes do on the GPU only adds.
     """
-    stream = torch.cuda.Stream()
+    stream = _stream(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
     graphs = []
     with torch.cuda.stream(stream):
@@ -133,6 +149,4 @@ def graph_times(run: Callable[[int], None], numbers: Iterable[int]) -> list[floa
             stream.synchronize()
             spans = zip(least, events[:-1], events[1:], strict=True)
             least = [min(us, 1e3 * start.elapsed_time(end)) for us, start, end in spans]
-    # cuBLAS keeps a workspace for every stream that it has seen.
-    torch._C._cuda_clearCublasWorkspaces()
     return least

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, is_inference_mode_enabled
 from torch.compiler import is_compiling, is_dynamo_compiling
 
-from hp_norm_plugin import checks
+from hp_norm_plugin import checks, settings
 
 LIB = Path(__file__).parent / "lib"
 CPU_LIBRARY = LIB / "libhp_norm_cpu.so"
@@ -57,6 +57,8 @@ def _load_cuda() -> str | None:
         torch.ops.load_library(str(CUDA_LIBRARY))
     except OSError as error:
         return f"{CUDA_LIBRARY.name} does not load ({error}); rebuild it: {REBUILD}"
+    if settings.read_flag(settings.PDL).value == "0":
+        ctypes.CDLL(str(CUDA_LIBRARY)).hp_norm_limit_dependent_launch(ctypes.c_int64(0))
     return None
 
 
@@ -176,8 +178,23 @@ def supports(
     """Why the operator refuses these tensors, or None where it takes them.
 
     Looks at dtype, shape, stride and device alone, so fake tensors are welcome and no data is
-    touched. Other arguments are as in `fused_add_rms_norm`.
+    touched.
+
+    Parameters
+    ----------
+    x, residual, weight
+        As in `fused_add_rms_norm`; without a residual, as in `rms_norm`.
+    in_place : bool
+        Whether it is for `fused_add_rms_norm_`, which needs a residual.
+
+    Raises
+    ------
+    ValueError
+        For `in_place` without a residual.
+
     """
+    if in_place and residual is None:
+        raise ValueError("supports: in_place: needs a residual, got None")
     op = "rms_norm" if residual is None else "fused_add_rms_norm"
     return checks.problem(op + ("_" if in_place else ""), x, residual, weight, 0.0)
 

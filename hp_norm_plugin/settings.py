@@ -22,6 +22,7 @@ class Flag:
     on_unknown: str
     meaning: str
     aliases: Mapping[str, str] = field(default_factory=dict)
+    shapes_graph: bool = True  # whether a compiled graph depends on it
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,21 @@ FIRST_GPC = Flag(
     on_unknown="auto",
     meaning="at which GPC of an H100 or H200 the product behind a norm of up to 32 tokens begins: "
     "auto times the loaded model's own products from each",
+    shapes_graph=False,
 )
 
-FLAGS: tuple[Flag, ...] = (PLUGIN, ROUNDING, SCOPE, FIRST_GPC)
+PDL = Flag(
+    name="HP_NORM_PDL",
+    values=("1", "0"),
+    default="1",
+    on_unknown="1",
+    meaning="whether kernels may start before the one before has ended (programmatic dependent "
+    "launch)",
+    aliases={"on": "1", "true": "1", "off": "0", "false": "0", "no": "0"},
+    shapes_graph=False,
+)
+
+FLAGS: tuple[Flag, ...] = (PLUGIN, ROUNDING, SCOPE, FIRST_GPC, PDL)
 
 
 def read_flag(flag: Flag, environ: Mapping[str, str] | None = None) -> Reading:

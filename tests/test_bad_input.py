@@ -65,13 +65,20 @@ CASES = [
      "weight: dtype must be float16 like x or float32, got bfloat16"),
     (PLAIN, X, None, strided((64,), (2,)), {}, "weight: inner stride must be 1, got 2"),
     (PLAIN, X, None, strided((64,), (0,)), {}, "weight: inner stride must be 1, got 0"),
-    (PLAIN, X, None, W, {"eps": -1e-6}, "eps: must be finite and at least 0, got -1e-06"),
-    (PLAIN, X, None, W, {"eps": float("nan")}, "eps: must be finite and at least 0, got nan"),
-    (PLAIN, X, None, W, {"eps": float("inf")}, "eps: must be finite and at least 0, got inf"),
+    (PLAIN, X, None, W, {"eps": -1e-6},
+     "eps: must be finite as a float32 and at least 0, got -1e-06"),
+    (PLAIN, X, None, W, {"eps": float("nan")},
+     "eps: must be finite as a float32 and at least 0, got nan"),
+    (PLAIN, X, None, W, {"eps": 1e39},
+     "eps: must be finite as a float32 and at least 0, got 1e+39"),
+    (PLAIN, X, None, W, {"weight_offset": -1e39},
+     "weight_offset: must be finite as a float32, got -1e+39"),
+    (PLAIN, X, None, W, {"eps": float("inf")},
+     "eps: must be finite as a float32 and at least 0, got inf"),
     (PLAIN, X, None, W, {"weight_offset": float("inf")},
-     "weight_offset: must be finite, got inf"),
+     "weight_offset: must be finite as a float32, got inf"),
     (PLAIN, X, None, W, {"weight_offset": float("nan")},
-     "weight_offset: must be finite, got nan"),
+     "weight_offset: must be finite as a float32, got nan"),
     (PLAIN, X, None, None, {"weight_offset": 1.0},
      "weight_offset: must be 0 without a weight, got 1"),
     (ADD, X, rows(4, 64, dtype=F16), W, {},
@@ -86,7 +93,8 @@ CASES = [
     (ADD, rows(2, 3, 64), strided((2, 3, 64), (64, 128, 1)), W, {},
      f"residual: {SHAPE_RULE}, got shape [2, 3, 64] with strides [64, 128, 1]"),
     (ADD, X, X, rows(32), {}, "weight: shape must be [64], got [32]"),
-    (ADD, X, X, W, {"eps": -1.0}, "eps: must be finite and at least 0, got -1"),
+    (ADD, X, X, W, {"eps": -1.0},
+     "eps: must be finite as a float32 and at least 0, got -1"),
     (ADD, X, X, None, {"weight_offset": -0.5},
      "weight_offset: must be 0 without a weight, got -0.5"),
     (ADD_, X, rows(4, 63), W, {}, "residual: shape must be [4, 64] like x, got [4, 63]"),
@@ -201,6 +209,8 @@ def test_supports_says_the_same_without_data():
     x, weight = X("cpu"), W("cpu")
     assert hp.supports(x, None, weight) is None
     assert hp.supports(x, x, weight) is None
+    with pytest.raises(ValueError, match="supports: in_place: needs a residual, got None"):
+        hp.supports(x, None, weight, in_place=True)
     refused = hp.supports(x, x[:, :63], weight)
     assert refused == (
         "hp_norm::fused_add_rms_norm: residual: shape must be [4, 64] like x, got [4, 63]"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -13,15 +15,17 @@ DEVICE = torch.device("cuda", 3)
 
 @pytest.fixture
 def was_set(monkeypatch):
-    """Every (device, GPC) that the CUDA library was told; it knows 64 devices."""
+    """Every (device, GPC) that the CUDA library was told."""
     told = []
 
-    def hp_norm_set_first_gpc(device: int, gpc: int) -> bool:
-        told.append((device, gpc))
-        return 0 <= device < 64
+    class Library:
+        @staticmethod
+        def hp_norm_set_first_gpc(device: int, gpc: int) -> None:
+            told.append((device, gpc))
 
-    library = type("Library", (), {"hp_norm_set_first_gpc": staticmethod(hp_norm_set_first_gpc)})
-    monkeypatch.setattr(ops, "native_library", lambda path: library)
+    status = dataclasses.replace(ops.library_status(), cuda_loaded=True)
+    monkeypatch.setattr(ops, "native_library", lambda path: Library)
+    monkeypatch.setattr(ops, "library_status", lambda: status)
     return told
 
 
@@ -38,10 +42,19 @@ def test_another_gpc_is_refused(was_set, gpc):
     assert was_set == []
 
 
-@pytest.mark.parametrize("device", [torch.device("cuda"), 64, -1])
+@pytest.mark.parametrize("device", [torch.device("cuda"), torch.device("cpu", 0), 64, -1])
 def test_another_device_is_refused(was_set, device):
-    with pytest.raises(ValueError, match="set_first_gpc: device: must have an index up to 63, got"):
+    rule = f"must be a CUDA device with an index below 64, got {device}"
+    with pytest.raises(ValueError, match=f"set_first_gpc: device: {rule}"):
         first_gpc.set_first_gpc(1, device)
+    assert was_set == []
+
+
+def test_a_library_that_is_not_loaded_is_told(monkeypatch):
+    status = dataclasses.replace(ops.library_status(), cuda_loaded=False, cuda_error="no nvcc")
+    monkeypatch.setattr(ops, "library_status", lambda: status)
+    with pytest.raises(RuntimeError, match="set_first_gpc: no nvcc"):
+        first_gpc.set_first_gpc(1, DEVICE)
 
 
 @pytest.mark.parametrize(

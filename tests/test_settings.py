@@ -1,8 +1,12 @@
 """The table of environment flags."""
 
-import pytest
+import ctypes
+from types import SimpleNamespace
 
-from hp_norm_plugin import settings
+import pytest
+import torch
+
+from hp_norm_plugin import ops, settings
 
 
 @pytest.mark.parametrize(
@@ -51,3 +55,24 @@ def test_read_all_reads_the_process_environment(monkeypatch):
     readings = settings.read_all()
     assert readings["HP_NORM_PLUGIN"].value == "layer"
     assert not readings["HP_NORM_SCOPE"].is_set
+
+
+@pytest.mark.parametrize(("raw", "limits"), [("0", [0]), ("off", [0]), ("1", []), ("8", [])])
+def test_dependent_launch_is_off_from_when_the_library_is_loaded(
+    monkeypatch, tmp_path, raw, limits
+):
+    library = tmp_path / "libhp_norm_cuda.so"
+    library.touch()
+    told = []
+
+    def limit(max_tokens):
+        told.append(max_tokens.value)
+
+    native = SimpleNamespace(hp_norm_limit_dependent_launch=limit)
+    monkeypatch.setattr(ops, "CUDA_LIBRARY", library)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: native)
+    monkeypatch.setenv("HP_NORM_PDL", raw)
+    assert ops._load_cuda() is None
+    assert told == limits

@@ -7,8 +7,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cstdlib>
-#include <cstring>
 #include <mutex>
 #include <optional>
 
@@ -60,15 +58,8 @@ const Device& device_of(int32_t device_index) {
   return device;
 }
 
-// Programmatic dependent launch serves calls of up to this many tokens; HP_NORM_PDL=0: none.
-std::atomic<int64_t>& dependent_launch_max_tokens() {
-  static std::atomic<int64_t> max_tokens = [] {
-    const char* value = std::getenv("HP_NORM_PDL");
-    const bool never = value != nullptr && std::strcmp(value, "0") == 0;
-    return never ? int64_t{0} : kNoLimit;
-  }();
-  return max_tokens;
-}
+// Programmatic dependent launch serves calls of up to this many tokens.
+std::atomic<int64_t> dependent_launch_max_tokens = kNoLimit;
 
 DType dtype_of(ScalarType dtype) {
   switch (dtype) {
@@ -179,7 +170,7 @@ void run_cuda(const NormCall& call) {
     throw std::runtime_error("hp_norm: more rows than one launch can take, got " +
                              std::to_string(call.num_tokens));
   }
-  const bool dependent = sm >= 90 && call.num_tokens <= dependent_launch_max_tokens();
+  const bool dependent = sm >= 90 && call.num_tokens <= dependent_launch_max_tokens;
   cudaLaunchAttribute attributes[kMaxLaunchAttributes];
   cudaLaunchConfig_t launch = plan_launch(params, config, shape, device.num_sms,
                                           first_gpcs[call.device_index], dependent, attributes);
@@ -205,16 +196,14 @@ extern "C" __attribute__((visibility("default"))) void hp_norm_force_config(
 // Calls of more than `max_tokens` tokens launch only when the kernel before has ended.
 extern "C" __attribute__((visibility("default"))) void hp_norm_limit_dependent_launch(
     int64_t max_tokens) {
-  hp_norm::dependent_launch_max_tokens() = max_tokens;
+  hp_norm::dependent_launch_max_tokens = max_tokens;
 }
 
 // Filled launches on this device have the next grid begin at this GPC. A CUDA graph keeps what was
-// set when it was captured. False: no such device.
-extern "C" __attribute__((visibility("default"))) bool hp_norm_set_first_gpc(int32_t device_index,
+// set when it was captured.
+extern "C" __attribute__((visibility("default"))) void hp_norm_set_first_gpc(int32_t device_index,
                                                                              int32_t gpc) {
-  if (device_index < 0 || device_index >= hp_norm::kMaxDevices) return false;
-  hp_norm::first_gpcs[device_index] = gpc;
-  return true;
+  hp_norm::first_gpcs.at(device_index) = gpc;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hp_norm, CUDA, library) {

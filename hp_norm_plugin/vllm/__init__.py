@@ -146,7 +146,23 @@ def _library_problem(found: Host) -> str | None:
 
 
 def _attach(planned: Registration) -> Registration:
-    """Attach the planned adapter, the priority last: a failure before it changes nothing."""
+    """Attach the planned adapter, the priority last; a failure before it is taken back."""
+    from vllm.model_executor import custom_op
+
+    from hp_norm_plugin.vllm import compile_cache
+
+    replaced = getattr(custom_op, "op_registry_oot", {})
+    before = dict(replaced)
+    try:
+        return _attach_all(planned)
+    except Exception:
+        replaced.clear()
+        replaced.update(before)
+        compile_cache.register_in_key("off")
+        raise
+
+
+def _attach_all(planned: Registration) -> Registration:
     from hp_norm_plugin import ops
     from hp_norm_plugin.vllm import compile_cache, report
 

@@ -32,7 +32,7 @@ def _value_of(flag: settings.Flag) -> Callable[[], str]:
 
 
 def register_in_key(state: str) -> None:
-    """Add the flags and `state` to the environment variables that vLLM hashes.
+    """Add the flags that shape a graph and `state` to the variables that vLLM hashes.
 
     Parameters
     ----------
@@ -50,5 +50,6 @@ def register_in_key(state: str) -> None:
     from vllm import envs
 
     for flag in settings.FLAGS:
-        envs.environment_variables[flag.name] = _value_of(flag)
+        if flag.shapes_graph:
+            envs.environment_variables[flag.name] = _value_of(flag)
     envs.environment_variables[STATE] = lambda: state

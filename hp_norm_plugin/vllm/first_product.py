@@ -44,38 +44,55 @@ class Choice:
         )
 
 
-# By device index. The first model that is loaded decides: what comes after it is a draft model.
-_choices: dict[int, Choice] = {}
+# By device index: what was chosen for the first model that was loaded, or why it was not timed,
+# or "". What comes after it is a draft model, or shares the process with graphs that are captured.
+_choices: dict[int | None, Choice | str] = {}
 
 
-def choices() -> dict[int, Choice]:
-    """Return what was chosen in this process, by device index."""
-    return dict(_choices)
+def choices() -> list[str]:
+    """Return what was chosen in this process, in words, a device each."""
+    words = [c.describe() if isinstance(c, Choice) else c for c in _choices.values()]
+    return [word for word in words if word]
 
 
 Layers = tuple[torch.nn.Module, torch.nn.Module]
 
 
-def layers_around_norms(model: torch.nn.Module, hidden_size: int) -> list[Layers]:
+def layers_around_norms(
+    model: torch.nn.Module, hidden_size: int, device: torch.device
+) -> list[Layers]:
     """Return linear layers before and behind a norm, of up to `MOST_STEPS` blocks of the model.
 
-    Behind it the ones of that input with the most outputs, before it the ones of that output with
-    the fewest inputs: in a Llama, attention's output and gate and up. Empty where there are not
-    several of both.
+    Of those of which there are several: behind it the ones of that input with the most outputs,
+    before it the ones of that output with the fewest inputs; in a Llama, attention's output and
+    gate and up. Layers whose weights are not in the device's own memory are left out. Empty where
+    there are not several of both.
     """
     from vllm.model_executor.layers.linear import LinearBase
 
     before, behind = defaultdict(list), defaultdict(list)
     for module in model.modules():
-        if isinstance(module, LinearBase):
+        if isinstance(module, LinearBase) and _is_on(module, device):
             inputs, outputs = _size(module, "input"), _size(module, "output")
             if outputs == hidden_size:
                 before[-inputs].append(module)
             elif inputs == hidden_size:
                 behind[outputs].append(module)
-    chosen = [found[max(found)] if found else [] for found in (before, behind)]
-    pairs = list(zip(*chosen, strict=False))[:MOST_STEPS]
+    pairs = list(zip(_most(before), _most(behind), strict=False))[:MOST_STEPS]
     return pairs if len(pairs) > 1 else []
+
+
+def _most(groups: dict[int, list[torch.nn.Module]]) -> list[torch.nn.Module]:
+    """Return the group with the largest key of those that have several layers."""
+    several = [key for key, layers in groups.items() if len(layers) > 1]
+    return groups[max(several)] if several else []
+
+
+def _is_on(layer: Any, device: torch.device) -> bool:
+    """Return whether a layer's weight is on a device, and not mapped there by vLLM's offloading."""
+    weight = getattr(layer, "weight", None)
+    mapped = getattr(weight, "_vllm_is_uva_offloaded", False)
+    return weight is not None and weight.device.type == device.type and not mapped
 
 
 def _size(layer: Any, end: str) -> int:
@@ -112,8 +129,17 @@ def _timed(
     return us
 
 
-def choose(model: torch.nn.Module, vllm_config: Any, device: torch.device) -> Choice | None:
-    """Set the GPC at which the products of a loaded model begin, and return what was chosen.
+def _why_not(config: Any) -> str | None:
+    """Return what of a model was not tried with the timing's CUDA graphs, or None."""
+    if config.quantization is not None:
+        return "quantised weights"
+    # Sleep mode turns the other on: a pool of its own that the model is allocated in.
+    pools = ("enable_sleep_mode", "enable_cumem_allocator")
+    return "vLLM's cuMem allocator" if any(getattr(config, p, False) for p in pools) else None
+
+
+def choose(model: torch.nn.Module, vllm_config: Any, device: torch.device) -> Choice | str | None:
+    """Set the GPC at which the products of a loaded model begin.
 
     Parameters
     ----------
@@ -126,29 +152,34 @@ def choose(model: torch.nn.Module, vllm_config: Any, device: torch.device) -> Ch
 
     Returns
     -------
-    Choice or None
-        None, with nothing changed, where another model was loaded before, where no norm of this
-        width decides it, and, unless the user names a GPC, for quantised models, in vLLM's sleep
-        mode, and where the model has no such layers.
+    Choice, str or None
+        What was set; or the words on why the model was not timed, with nothing changed; or None,
+        with nothing changed, where a model was loaded before, and where no norm of this width
+        decides it.
 
     """
     config = vllm_config.model_config
     hidden_size, dtype = config.get_hidden_size(), config.dtype
-    sizes = [n for n in NUM_TOKENS if first_gpc.is_set_by(n, hidden_size, dtype, device)]
-    if device.index in _choices or not sizes:
+    if device.index in _choices:
         return None
+    sizes = [n for n in NUM_TOKENS if first_gpc.is_set_by(n, hidden_size, dtype, device)]
+    _choices[device.index] = ""
+    if not sizes:
+        return None
+    choice: Choice | str
     flag = settings.read_flag(settings.FIRST_GPC).value
     if flag != "auto":
         choice = Choice(int(flag), {})
     else:
-        # Not tried with the timing's CUDA graphs: kernels for quantised weights, and the pool that
-        # sleep mode allocates in.
-        tried = config.quantization is None and not getattr(config, "enable_sleep_mode", False)
-        layers = layers_around_norms(model, hidden_size) if tried else []
-        if not layers:
-            return None
-        us = _timed(layers, sizes, hidden_size, dtype, device)
-        choice = Choice(min(us, key=us.__getitem__), us)
-    first_gpc.set_first_gpc(choice.gpc, device)
+        why = _why_not(config)
+        layers = [] if why else layers_around_norms(model, hidden_size, device)
+        if layers:
+            us = _timed(layers, sizes, hidden_size, dtype, device)
+            choice = Choice(min(us, key=us.__getitem__), us)
+        else:
+            why = why or "no blocks with a product before and behind a norm on the GPU"
+            choice = f"products behind a norm are not timed: {why}"
+    if isinstance(choice, Choice):
+        first_gpc.set_first_gpc(choice.gpc, device)
     _choices[device.index] = choice
     return choice

@@ -67,10 +67,26 @@ def stand_aside(vllm_config: Any) -> str | None:
     return None
 
 
+# Architectures of vLLM 0.26 and 0.33 whose layers are GemmaRMSNorm.
+CONVERTING = ("Gemma", "Qwen3Next", "Qwen3_5", "Rnj1", "Step3p5", "AliceAI")
+
+
 def converts_weights(model_config: Any) -> bool:
-    """Return whether a model hands converted weights to all its norms, which then stay (Gemma)."""
+    """Return whether a model hands converted weights to all its norms, which then stay."""
     names = getattr(model_config.hf_config, "architectures", None) or ()
-    return any(name.startswith("Gemma") for name in names)
+    return any(name.startswith(CONVERTING) for name in names)
+
+
+def fuses_all_reduce(vllm_config: Any) -> bool:
+    """Return whether vLLM is to fuse the norms behind an all-reduce with it.
+
+    Under tensor parallelism those are all but the first of a model, up to a number of tokens that
+    is vLLM's business.
+    """
+    pass_config = vllm_config.compilation_config.pass_config
+    return vllm_config.parallel_config.tensor_parallel_size > 1 and bool(
+        getattr(pass_config, "fuse_allreduce_rms", False)
+    )
 
 
 def stand_aside_as_layer(vllm_config: Any) -> str | None:
@@ -79,14 +95,9 @@ def stand_aside_as_layer(vllm_config: Any) -> str | None:
     The IR adapter needs only `stand_aside`: its nodes appear after vLLM's fusion passes ran.
     """
     reason = stand_aside(vllm_config)
-    if reason is not None:
-        return reason
-    pass_config = vllm_config.compilation_config.pass_config
-    if vllm_config.parallel_config.tensor_parallel_size > 1 and getattr(
-        pass_config, "fuse_allreduce_rms", False
-    ):
+    if reason is None and fuses_all_reduce(vllm_config):
         return "all-reduce + norm fusion under tensor parallelism"
-    return None
+    return reason
 
 
 def decline(
@@ -174,5 +185,7 @@ def decline_width(
 
 
 def _rows_flatten(x: torch.Tensor) -> bool:
-    """Whether x is rows of unit stride that flatten to two dimensions without a copy."""
-    return x.stride(-1) == 1 and (x.dim() == 2 or x.is_contiguous())
+    """Whether x is rows of unit stride, beside each other, that flatten without a copy."""
+    if x.stride(-1) != 1:
+        return False
+    return (x.dim() == 2 and x.stride(0) >= x.shape[-1]) or x.is_contiguous()

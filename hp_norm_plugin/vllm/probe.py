@@ -82,7 +82,7 @@ class WorkerProbe:
             "reason": done.reason if done is not None else "the plugin was not loaded",
             "layers": report.count_layers(model, vllm_config, adapter) if adapter else {},
             "left": token_ranges.describe(vllm_config, adapter),
-            "first_gpc": [choice.describe() for choice in first_product.choices().values()],
+            "first_gpc": first_product.choices(),
             "priority": _ir_priority(),
             "compile": _compile_counters(),
             "mode": str(compilation.mode),

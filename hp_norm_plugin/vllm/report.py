@@ -71,7 +71,8 @@ def log_after_load(adapter: str) -> None:
     """Log the line each time vLLM has loaded a model in this process.
 
     Counting needs the built model, and no plugin hook offers it, so the loader's base class is
-    wrapped. A loader that overrides `load_model` goes unreported, nothing else. Importing that
+    wrapped. A model of a loader that overrides `load_model` is neither reported nor timed for its
+    first GPC. Importing that
     class pulls in vLLM's attention backends, which a process that only serves HTTP never needs:
     it is wrapped when vLLM itself imports it.
     """
@@ -97,21 +98,26 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
             def exec_module(module: Any) -> None:
                 run_module(module)
-                _wrap(module.BaseModelLoader, self._adapter)
+                try:
+                    _wrap(module.BaseModelLoader, self._adapter)
+                except Exception:
+                    logger.exception("hp_norm: models will not be reported; they run as planned")
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
-def _choose_first_gpc(model: torch.nn.Module, vllm_config: Any) -> None:
+def _choose_first_gpc(model: torch.nn.Module, vllm_config: Any, counts: dict[str, int]) -> None:
     """Have the products begin at a good GPC where the norms before them run on the operator."""
     from vllm.platforms import current_platform
 
-    if current_platform.is_cuda() and policy.stand_aside(vllm_config) is None:
+    on_operator = counts.get("operator", 0) > 0 and not policy.fuses_all_reduce(vllm_config)
+    if current_platform.is_cuda() and on_operator:
         device = torch.device("cuda", torch.cuda.current_device())
         choice = first_product.choose(model, vllm_config, device)
         if choice is not None:
-            logger.info("hp_norm: %s", choice.describe())
+            words = choice if isinstance(choice, str) else choice.describe()
+            logger.info("hp_norm: %s", words)
 
 
 def _wrap(loader: type, adapter: str) -> None:
@@ -123,16 +129,19 @@ def _wrap(loader: type, adapter: str) -> None:
     def load_model(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
         model = original(self, vllm_config, *args, **kwargs)
         announce()
+        counts: dict[str, int] = {}
         try:
             counts = count_layers(model, vllm_config, adapter)
             if counts:
                 line = describe(type(model).__name__, counts)
                 left = token_ranges.describe(vllm_config, adapter)
+                if policy.fuses_all_reduce(vllm_config):
+                    left.append("those behind an all-reduce are vLLM's where it fuses them")
                 logger.info("%s", "; ".join([line, *left]))
         except Exception:
             logger.exception("hp_norm: the model's norm layers could not be counted")
         try:
-            _choose_first_gpc(model, vllm_config)
+            _choose_first_gpc(model, vllm_config, counts)
         except Exception:
             logger.exception("hp_norm: products behind a norm begin where they happen to")
         return model

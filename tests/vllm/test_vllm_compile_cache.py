@@ -42,6 +42,11 @@ def test_every_flag_that_shapes_a_graph_is_in_the_key(clean, monkeypatch, name):
     assert key_of(clean, monkeypatch, **{name: values[name]}) != default
 
 
+@pytest.mark.parametrize(("name", "value"), [("HP_NORM_FIRST_GPC", "3"), ("HP_NORM_PDL", "0")])
+def test_a_flag_of_launches_alone_is_not_in_the_key(clean, monkeypatch, name, value):
+    assert key_of(clean, monkeypatch, **{name: value}) == key_of(clean, monkeypatch)
+
+
 def test_adapters_have_different_keys(clean, monkeypatch):
     ir = key_of(clean, monkeypatch, HP_NORM_PLUGIN="ir")
     layer = key_of(clean, monkeypatch, HP_NORM_PLUGIN="layer")

@@ -77,23 +77,41 @@ def timed(monkeypatch, clean):
 
 
 def test_the_layers_are_those_around_the_norm_with_the_most_behind_it(model):
-    pairs = first_product.layers_around_norms(model, HIDDEN)
+    pairs = first_product.layers_around_norms(model, HIDDEN, DEVICE)
     assert pairs == [(layers["o"], layers["gate_up"]) for layers in model]
 
 
 def test_layers_are_compared_by_their_size_on_this_gpu(model):
     for layers in model:
         layers["qkv"].output_size = 4096  # of all GPUs
-    assert first_product.layers_around_norms(model, HIDDEN)[0][1] is model[0]["gate_up"]
+    assert first_product.layers_around_norms(model, HIDDEN, DEVICE)[0][1] is model[0]["gate_up"]
+
+
+def test_a_single_layer_of_an_extreme_size_is_passed_over(model):
+    """A first dense block before blocks of experts; a projector before the language model."""
+    model.append(torch.nn.ModuleList([Product(HIDDEN, 4096), Product(8, HIDDEN)]))
+    pairs = first_product.layers_around_norms(model, HIDDEN, DEVICE)
+    assert pairs[0] == (model[0]["o"], model[0]["gate_up"]) and len(pairs) == 3
+
+
+@pytest.mark.parametrize("away", ["elsewhere", "mapped"])
+def test_weights_that_are_not_on_the_gpu_are_passed_over(model, away):
+    layer = model[0]["gate_up"]
+    if away == "elsewhere":
+        layer.weight = torch.nn.Parameter(layer.weight.to("meta"))
+    else:
+        layer.weight._vllm_is_uva_offloaded = True
+    pairs = first_product.layers_around_norms(model, HIDDEN, DEVICE)
+    assert [behind for _, behind in pairs] == [model[1]["gate_up"], model[2]["gate_up"]]
 
 
 def test_no_more_layers_than_the_time_is_worth():
     model = torch.nn.ModuleList(block() for _ in range(20))
-    assert len(first_product.layers_around_norms(model, HIDDEN)) == first_product.MOST_STEPS
+    assert len(first_product.layers_around_norms(model, HIDDEN, DEVICE)) == first_product.MOST_STEPS
 
 
 def test_a_single_block_is_not_timed():
-    assert first_product.layers_around_norms(block(), HIDDEN) == []
+    assert first_product.layers_around_norms(block(), HIDDEN, DEVICE) == []
 
 
 def test_the_fastest_is_set(timed, model, config):
@@ -107,45 +125,63 @@ def test_the_fastest_is_set(timed, model, config):
         "products behind a norm begin at GPC 4: 57.0 us with the norm and the product before it, "
         "66.0 from GPC 5"
     )
-    assert first_product.choices() == {None: choice}
+    assert first_product.choices() == [choice.describe()]
 
 
-def test_a_draft_model_changes_nothing(timed, model, config):
+@pytest.mark.parametrize("quantization", [None, "awq_marlin"])
+def test_a_draft_model_changes_nothing(timed, model, config, quantization):
+    config.model_config.quantization = quantization
     first_product.choose(model, config, DEVICE)
-    timed.us[6] = 1.0
+    before = list(timed.set)
+    config.model_config.quantization = None
     assert first_product.choose(model, config, DEVICE) is None
-    assert timed.set[-1] == 4
+    assert timed.set == before
 
 
 def test_a_width_that_decides_nothing_is_not_timed(timed, model, config):
     config.model_config.get_hidden_size = lambda: 2 * HIDDEN
     assert first_product.choose(model, config, DEVICE) is None
-    assert timed.set == timed.rows == []
+    assert timed.set == timed.rows == first_product.choices() == []
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("enable_sleep_mode", True), ("quantization", "awq_marlin")]
+    ("name", "value", "why"),
+    [
+        ("enable_sleep_mode", True, "vLLM's cuMem allocator"),
+        ("enable_cumem_allocator", True, "vLLM's cuMem allocator"),
+        ("quantization", "awq_marlin", "quantised weights"),
+    ],
 )
-def test_what_was_not_tried_is_left_alone_unless_the_user_names_a_gpc(
-    timed, model, config, monkeypatch, name, value
-):
+def test_what_was_not_tried_is_left_alone(timed, model, config, name, value, why):
     setattr(config.model_config, name, value)
-    assert first_product.choose(model, config, DEVICE) is None
-    assert timed.set == timed.rows == []
-    monkeypatch.setenv("HP_NORM_FIRST_GPC", "2")
-    assert first_product.choose(model, config, DEVICE).gpc == 2
+    said = first_product.choose(model, config, DEVICE)
+    assert said == f"products behind a norm are not timed: {why}"
+    assert timed.set == timed.rows == [] and first_product.choices() == [said]
 
 
-def test_a_model_without_such_layers_keeps_the_default(timed, config):
-    assert first_product.choose(torch.nn.Linear(HIDDEN, 4), config, DEVICE) is None
-    assert timed.set == []
+def test_a_model_without_such_layers_is_told(timed, config):
+    said = first_product.choose(torch.nn.Linear(HIDDEN, 4), config, DEVICE)
+    assert said.startswith("products behind a norm are not timed: no blocks") and timed.set == []
 
 
-def test_the_users_gpc_is_set_without_timing(timed, model, config, monkeypatch):
+@pytest.mark.parametrize("quantization", [None, "awq_marlin"])
+def test_the_users_gpc_is_set_without_timing(timed, model, config, monkeypatch, quantization):
     monkeypatch.setenv("HP_NORM_FIRST_GPC", "6")
+    config.model_config.quantization = quantization
     choice = first_product.choose(model, config, DEVICE)
     assert choice.gpc == 6 and timed.set == [6] and timed.rows == []
     assert choice.describe() == "products behind a norm begin at GPC 6 (HP_NORM_FIRST_GPC)"
+
+
+def test_a_timing_that_fails_is_not_repeated_for_a_draft_model(timed, model, config, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(first_gpc, "graph_times", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        first_product.choose(model, config, DEVICE)
+    assert first_product.choose(model, config, DEVICE) is None
+    assert timed.set == [0] and first_product.choices() == []
 
 
 @pytest.fixture
@@ -155,13 +191,14 @@ def load(clean, config, monkeypatch):
 
     monkeypatch.setattr(type(current_platform), "is_cuda", lambda self: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(report, "count_layers", lambda *_: {})
 
-    def run(choose, lines):
+    def run(choose, lines, counts=None):
         class Loader:
             def load_model(self, vllm_config):
                 return torch.nn.Module()
 
+        counts = {"operator": 3} if counts is None else counts
+        monkeypatch.setattr(report, "count_layers", lambda *_: counts)
         monkeypatch.setattr(first_product, "choose", choose)
         report._wrap(Loader, "ir")
         assert isinstance(Loader().load_model(config), torch.nn.Module)
@@ -182,8 +219,21 @@ def test_a_failure_leaves_the_model_and_says_so(load, lines):
     assert load(choose, lines)[-1] == "hp_norm: products behind a norm begin where they happen to"
 
 
-def test_a_model_that_keeps_vllms_norm_is_not_timed(load, lines, config):
-    config.model_config.quantization = "fp8"
+def test_why_a_model_was_not_timed_is_logged(load, lines):
+    assert load(lambda *_: "not timed: it is small", lines)[-1] == "hp_norm: not timed: it is small"
+
+
+@pytest.mark.parametrize("counts", [{}, {"converted weight": 3}])
+def test_a_model_that_keeps_vllms_norm_is_not_timed(load, lines, counts):
     asked = []
-    load(lambda *arguments: asked.append(arguments), lines)
+    load(lambda *arguments: asked.append(arguments), lines, counts)
     assert asked == []
+
+
+def test_a_model_whose_norms_go_with_the_all_reduce_is_not_timed(load, lines, config):
+    config.parallel_config.tensor_parallel_size = 2
+    config.compilation_config.pass_config.fuse_allreduce_rms = True
+    asked = []
+    said = load(lambda *arguments: asked.append(arguments), lines)
+    assert asked == []
+    assert said[-1].endswith("; those behind an all-reduce are vLLM's where it fuses them")

@@ -117,3 +117,12 @@ def test_the_rules_hold_for_fake_tensors():
 )  # fmt: skip
 def test_which_gpus_a_library_covers(sm, archs, covers):
     assert library_covers(sm, archs) is covers
+
+
+def test_rows_upon_each_other_are_declined():
+    """An in-place norm of an expanded row would write it several times."""
+    x = torch.zeros(4, 64)
+    assert policy.decline(x, x[:1].expand(4, 64), None, None) == "residual"
+    assert policy.decline(x[:1].expand(4, 64), None, None, None) == "strides"
+    assert policy.decline(x[:, :32], None, None, None) is None
+    assert policy.decline(x[:1], x[:1], None, None) is None

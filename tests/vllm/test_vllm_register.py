@@ -1,11 +1,14 @@
 """`register()` in one process: what it attaches, what it says, and what it survives."""
 
+import importlib
 import multiprocessing
+import sys
 from importlib import metadata
 
 import pytest
 import torch
 
+from hp_norm_plugin.vllm import report
 from hp_norm_plugin.vllm.host import Host, detect
 
 IR_OPS = ("rms_norm", "fused_add_rms_norm")
@@ -127,6 +130,43 @@ def test_an_exception_leaves_vllm_as_it_was(clean, lines, monkeypatch):
     assert clean.registration().adapter is None
     assert priority() == before
     assert lines() == [("ERROR", "hp_norm: registration failed; vLLM's own norm runs")]
+
+
+@pytest.mark.parametrize("mode", ["ir", "layer"])
+def test_a_late_exception_takes_back_what_was_attached(clean, lines, monkeypatch, mode):
+    """Whatever fails last: the layers are vLLM's again, and so is the key of its graphs."""
+    from vllm import envs
+    from vllm.model_executor import custom_op
+
+    from hp_norm_plugin.vllm import compile_cache, ir_provider
+
+    def fail(*_):
+        raise OSError("as arranged")
+
+    before = dict(custom_op.op_registry_oot)
+    if mode == "ir":
+        if not detect().has_ir:
+            pytest.skip("this vLLM has no IR")
+        monkeypatch.setattr(ir_provider, "put_first", fail)
+    else:
+        monkeypatch.setattr(clean, "_replace_gemma", fail)
+    monkeypatch.setenv("HP_NORM_PLUGIN", mode)
+    clean.register()
+    assert clean.registration().adapter is None
+    assert custom_op.op_registry_oot == before
+    assert envs.environment_variables[compile_cache.STATE]() == "off"
+    assert "vLLM's own norm runs" in lines()[-1][1]
+
+
+def test_a_loader_of_another_shape_does_not_break_vllms_import(lines, monkeypatch, tmp_path):
+    """A vLLM whose module has no BaseModelLoader: it is imported, and models go unreported."""
+    (tmp_path / "other_loader.py").write_text("loaded = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(report, "LOADER", "other_loader")
+    monkeypatch.setattr(sys, "meta_path", [report._AfterImport("ir"), *sys.meta_path])
+    assert importlib.import_module("other_loader").loaded
+    del sys.modules["other_loader"]
+    assert lines()[-1] == ("ERROR", "hp_norm: models will not be reported; they run as planned")
 
 
 def test_an_exception_in_the_policy_leaves_the_priority(clean, monkeypatch):

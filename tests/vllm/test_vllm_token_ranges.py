@@ -39,6 +39,8 @@ def test_a_model_is_split_beside_the_users_ranges(on_cuda, make_config):
         {"hidden_size": token_ranges.WIDE},
         {"architecture": "Gemma3ForCausalLM"},
         {"quantization": "fp8"},
+        {"architecture": "Qwen3NextForCausalLM"},
+        {"tp": 2, "fuse_allreduce": True},
         {"eager": True},
         {"custom_ops": ["none", "-rms_norm"]},
     ],
