@@ -174,7 +174,11 @@ void run_cuda(const NormCall& call) {
   cudaLaunchAttribute attributes[kMaxLaunchAttributes];
   cudaLaunchConfig_t launch = plan_launch(params, config, shape, device.num_sms,
                                           first_gpcs[call.device_index], dependent, attributes);
+  // The limit is the function's: no other thread may set another before this launch.
+  static std::mutex limit;
+  std::unique_lock<std::mutex> lock(limit, std::defer_lock);
   if (launch.dynamicSmemBytes > kSharedBytesWithoutAsking) {
+    lock.lock();
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(launch.dynamicSmemBytes)),
                "shared memory of a staged row");
