@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hp_norm_plugin import doctor
+from hp_norm_plugin.checks import MAX_HIDDEN_SIZE
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -25,8 +26,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.num_tokens < 0:
         parser.error(f"--num-tokens: must be at least 0, got {args.num_tokens}")
-    if not 1 <= args.hidden_size <= 65536:
-        parser.error(f"--hidden-size: must be 1 to 65536, got {args.hidden_size}")
+    if not 1 <= args.hidden_size <= MAX_HIDDEN_SIZE:
+        parser.error(f"--hidden-size: must be 1 to {MAX_HIDDEN_SIZE}, got {args.hidden_size}")
     return args
 
 

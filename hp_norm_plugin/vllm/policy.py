@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from hp_norm_plugin.checks import MAX_HIDDEN_SIZE
+
 X_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-MAX_HIDDEN_SIZE = 65536
 
 # A norm without a residual below this width is a per-head norm (q_norm and k_norm of Qwen3: 128,
 # Gemma 3: 256) or a latent one (kv_a_layernorm of DeepSeek: 512). Inductor fuses those with the
