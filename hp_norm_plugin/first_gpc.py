@@ -75,11 +75,7 @@ class Step:
     behind: Callable[[Tensor], object]
 
 
-def times(
-    steps: Sequence[Step],
-    residual: Tensor,
-    clock: Callable[[Callable[[int], None], range], list[float]],
-) -> dict[int, float]:
+def times(steps: Sequence[Step], residual: Tensor) -> dict[int, float]:
     """Microseconds of a step, its norm included, by the GPC that `set_first_gpc` names.
 
     Leaves the device as `set_first_gpc(0, ...)` does.
@@ -90,8 +86,6 @@ def times(
         They run in turn and are to have matrices of their own, more than L2 holds.
     residual : Tensor [num_tokens, hidden_size]
         On a CUDA device; not mutated. Rows for which `is_set_by` is true.
-    clock
-        `graph_times`, or what stands for it in a test.
 
     Returns
     -------
@@ -108,7 +102,7 @@ def times(
             step.behind(out)
 
     try:
-        measured = clock(run, CANDIDATES)
+        measured = graph_times(run, CANDIDATES)
         return {gpc: us / len(steps) for gpc, us in zip(CANDIDATES, measured, strict=True)}
     finally:
         set_first_gpc(0, residual.device)

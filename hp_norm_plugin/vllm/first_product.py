@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,11 +30,14 @@ MOST_STEPS = 8
 class Choice:
     """The GPC that was set, and the microseconds by GPC that decided: none where the user did."""
 
-    gpc: int
-    us: dict[int, float]
+    gpc: int | None  # None: nothing was set
+    us: dict[int, float] = field(default_factory=dict)
+    why_not: str = ""  # why nothing was timed
 
     def describe(self) -> str:
         """The words for a log line."""
+        if self.gpc is None:
+            return f"products behind a norm are not timed: {self.why_not}"
         if not self.us:
             return f"products behind a norm begin at GPC {self.gpc} ({settings.FIRST_GPC.name})"
         slowest = max(self.us, key=self.us.__getitem__)
@@ -44,15 +47,14 @@ class Choice:
         )
 
 
-# By device index: what was chosen for the first model that was loaded, or why it was not timed,
-# or "". What comes after it is a draft model, or shares the process with graphs that are captured.
-_choices: dict[int | None, Choice | str] = {}
+# By device index: what was chosen for the first model that was loaded, if anything. What comes
+# after it is a draft model, or shares the process with graphs that are captured.
+_choices: dict[int | None, Choice | None] = {}
 
 
 def choices() -> list[str]:
     """Return what was chosen in this process, in words, a device each."""
-    words = [c.describe() if isinstance(c, Choice) else c for c in _choices.values()]
-    return [word for word in words if word]
+    return [choice.describe() for choice in _choices.values() if choice is not None]
 
 
 Layers = tuple[torch.nn.Module, torch.nn.Module]
@@ -124,7 +126,7 @@ def _timed(
     for num_tokens in sizes:
         steps = [_step(pair, num_tokens, dtype, device) for pair in layers]
         residual = torch.zeros(num_tokens, hidden_size, dtype=dtype, device=device)
-        measured = first_gpc.times(steps, residual, first_gpc.graph_times)
+        measured = first_gpc.times(steps, residual)
         us = {gpc: us[gpc] + one / len(sizes) for gpc, one in measured.items()}
     return us
 
@@ -138,7 +140,7 @@ def _why_not(config: Any) -> str | None:
     return "vLLM's cuMem allocator" if any(getattr(config, p, False) for p in pools) else None
 
 
-def choose(model: torch.nn.Module, vllm_config: Any, device: torch.device) -> Choice | str | None:
+def choose(model: torch.nn.Module, vllm_config: Any, device: torch.device) -> Choice | None:
     """Set the GPC at which the products of a loaded model begin.
 
     Parameters
@@ -152,10 +154,9 @@ def choose(model: torch.nn.Module, vllm_config: Any, device: torch.device) -> Ch
 
     Returns
     -------
-    Choice, str or None
-        What was set; or the words on why the model was not timed, with nothing changed; or None,
-        with nothing changed, where a model was loaded before, and where no norm of this width
-        decides it.
+    Choice or None
+        What was set, or why the model was not timed; None, with nothing changed, where a model was
+        loaded before, and where no norm of this width decides it.
 
     """
     config = vllm_config.model_config
@@ -163,23 +164,26 @@ def choose(model: torch.nn.Module, vllm_config: Any, device: torch.device) -> Ch
     if device.index in _choices:
         return None
     sizes = [n for n in NUM_TOKENS if first_gpc.is_set_by(n, hidden_size, dtype, device)]
-    _choices[device.index] = ""
+    _choices[device.index] = None
     if not sizes:
         return None
-    choice: Choice | str
-    flag = settings.read_flag(settings.FIRST_GPC).value
-    if flag != "auto":
-        choice = Choice(int(flag), {})
-    else:
-        why = _why_not(config)
-        layers = [] if why else layers_around_norms(model, hidden_size, device)
-        if layers:
-            us = _timed(layers, sizes, hidden_size, dtype, device)
-            choice = Choice(min(us, key=us.__getitem__), us)
-        else:
-            why = why or "no blocks with a product before and behind a norm on the GPU"
-            choice = f"products behind a norm are not timed: {why}"
-    if isinstance(choice, Choice):
+    choice = _choice(model, config, sizes, device)
+    if choice.gpc is not None:
         first_gpc.set_first_gpc(choice.gpc, device)
     _choices[device.index] = choice
     return choice
+
+
+def _choice(model: torch.nn.Module, config: Any, sizes: list[int], device: torch.device) -> Choice:
+    """Return the user's GPC or the fastest, or why it is not known."""
+    flag = settings.read_flag(settings.FIRST_GPC).value
+    if flag != "auto":
+        return Choice(int(flag))
+    if why := _why_not(config):
+        return Choice(None, why_not=why)
+    hidden_size = config.get_hidden_size()
+    layers = layers_around_norms(model, hidden_size, device)
+    if not layers:
+        return Choice(None, why_not="no blocks with a product before and behind a norm on the GPU")
+    us = _timed(layers, sizes, hidden_size, config.dtype, device)
+    return Choice(min(us, key=us.__getitem__), us)

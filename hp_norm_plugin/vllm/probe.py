@@ -63,14 +63,13 @@ class WorkerProbe:
         Returns
         -------
         dict
-            `adapter` and `reason` of `register`; `layers` as `report.count_layers`; `left`, the
-            words on token numbers that keep Inductor's norm; `first_gpc`, the words on where
-            products begin;
+            `adapter` and `reason` of `register`; `layers` as `report.count_layers`; `left`, as
+            `report.describe_left`; `first_gpc`, the words on where products begin;
             `priority` of each IR op; `compile`, vLLM's compile counters; `cache_dir`, the graph's
             folder under vLLM's cache; `pass_config`.
 
         """
-        from hp_norm_plugin.vllm import first_product, registration, report, token_ranges
+        from hp_norm_plugin.vllm import first_product, registration, report
 
         done = registration()
         adapter = done.adapter if done is not None else None
@@ -81,7 +80,7 @@ class WorkerProbe:
             "adapter": adapter,
             "reason": done.reason if done is not None else "the plugin was not loaded",
             "layers": report.count_layers(model, vllm_config, adapter) if adapter else {},
-            "left": token_ranges.describe(vllm_config, adapter),
+            "left": report.describe_left(vllm_config, adapter),
             "first_gpc": first_product.choices(),
             "priority": _ir_priority(),
             "compile": _compile_counters(),

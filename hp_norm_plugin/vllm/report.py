@@ -67,14 +67,21 @@ def describe(model_name: str, counts: dict[str, int]) -> str:
     return "; ".join([f"hp_norm: {model_name}: {on}", *left])
 
 
+def describe_left(vllm_config: Any, adapter: str | None) -> list[str]:
+    """Return the words on calls that vLLM keeps of layers which are on the operator."""
+    left = token_ranges.describe(vllm_config, adapter)
+    if adapter == "ir" and policy.fuses_all_reduce(vllm_config):
+        left.append("those behind an all-reduce are vLLM's where it fuses them")
+    return left
+
+
 def log_after_load(adapter: str) -> None:
     """Log the line each time vLLM has loaded a model in this process.
 
     Counting needs the built model, and no plugin hook offers it, so the loader's base class is
     wrapped. A model of a loader that overrides `load_model` is neither reported nor timed for its
-    first GPC. Importing that
-    class pulls in vLLM's attention backends, which a process that only serves HTTP never needs:
-    it is wrapped when vLLM itself imports it.
+    first GPC. Importing that class pulls in vLLM's attention backends, which a process that only
+    serves HTTP never needs: it is wrapped when vLLM itself imports it.
     """
     if LOADER in sys.modules:
         _wrap(sys.modules[LOADER].BaseModelLoader, adapter)
@@ -116,8 +123,7 @@ def _choose_first_gpc(model: torch.nn.Module, vllm_config: Any, counts: dict[str
         device = torch.device("cuda", torch.cuda.current_device())
         choice = first_product.choose(model, vllm_config, device)
         if choice is not None:
-            words = choice if isinstance(choice, str) else choice.describe()
-            logger.info("hp_norm: %s", words)
+            logger.info("hp_norm: %s", choice.describe())
 
 
 def _wrap(loader: type, adapter: str) -> None:
@@ -134,10 +140,7 @@ def _wrap(loader: type, adapter: str) -> None:
             counts = count_layers(model, vllm_config, adapter)
             if counts:
                 line = describe(type(model).__name__, counts)
-                left = token_ranges.describe(vllm_config, adapter)
-                if policy.fuses_all_reduce(vllm_config):
-                    left.append("those behind an all-reduce are vLLM's where it fuses them")
-                logger.info("%s", "; ".join([line, *left]))
+                logger.info("%s", "; ".join([line, *describe_left(vllm_config, adapter)]))
         except Exception:
             logger.exception("hp_norm: the model's norm layers could not be counted")
         try:

@@ -63,10 +63,10 @@ def timed(monkeypatch, clean):
 
     times = first_gpc.times
 
-    def times_of(steps, residual, clock):
+    def times_of(steps, residual):
         record.steps = steps
         record.rows.append(residual.shape)
-        return times(steps, residual, clock)
+        return times(steps, residual)
 
     monkeypatch.setattr(first_gpc, "set_first_gpc", lambda gpc, device: record.set.append(gpc))
     monkeypatch.setattr(first_gpc, "is_set_by", lambda n, hidden, dtype, device: hidden == HIDDEN)
@@ -154,13 +154,13 @@ def test_a_width_that_decides_nothing_is_not_timed(timed, model, config):
 )
 def test_what_was_not_tried_is_left_alone(timed, model, config, name, value, why):
     setattr(config.model_config, name, value)
-    said = first_product.choose(model, config, DEVICE)
+    said = first_product.choose(model, config, DEVICE).describe()
     assert said == f"products behind a norm are not timed: {why}"
     assert timed.set == timed.rows == [] and first_product.choices() == [said]
 
 
 def test_a_model_without_such_layers_is_told(timed, config):
-    said = first_product.choose(torch.nn.Linear(HIDDEN, 4), config, DEVICE)
+    said = first_product.choose(torch.nn.Linear(HIDDEN, 4), config, DEVICE).describe()
     assert said.startswith("products behind a norm are not timed: no blocks") and timed.set == []
 
 
@@ -220,7 +220,8 @@ def test_a_failure_leaves_the_model_and_says_so(load, lines):
 
 
 def test_why_a_model_was_not_timed_is_logged(load, lines):
-    assert load(lambda *_: "not timed: it is small", lines)[-1] == "hp_norm: not timed: it is small"
+    said = load(lambda *_: first_product.Choice(None, why_not="it is small"), lines)
+    assert said[-1] == "hp_norm: products behind a norm are not timed: it is small"
 
 
 @pytest.mark.parametrize("counts", [{}, {"converted weight": 3}])
