@@ -150,11 +150,11 @@ def test_dtypes_are_compared_within_the_process_that_timed_both(tmp_path, csvs, 
     for dtype, us in (("bf16", 0.5), ("fp16", 0.6)):
         writer.write(cell_rows(1, 1024, {"hp_norm": us, "copy": 1.0}, dtype=dtype))
     writer.close()
-    assert "| fp16 over bf16: worst cell | at most 1.03 | 1.00 " in tables.bounds(
+    assert "| fp16 over bf16: worst cell | at most 1.03 | 1.000 " in tables.bounds(
         results.load(csvs), "H200"
     )
     found = results.load(csvs, [path])
-    assert "1.20 (1 x 1024) | NOT met |" in tables.bounds(found, "H200")
+    assert "1.200 (1 x 1024) | NOT met |" in tables.bounds(found, "H200")
     assert found["H200"].times("fused_add", "bf16").loc[(1, 1024), "hp_norm"] > 1.0
 
 
