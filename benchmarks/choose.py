@@ -40,6 +40,7 @@ NAMES = {
     "keep_output": "kKeep",
     "fill_gpu": "kFill",
     "pair_ctas": "kPairs",
+    "lean": "kLean",
 }
 VEC_BYTES = 16
 

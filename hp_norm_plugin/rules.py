@@ -27,9 +27,10 @@ OPTIONS = {
     "keep_output": 512,
     "fill_gpu": 1024,
     "pair_ctas": 2048,
+    "lean": 4096,
 }
 # Options that pick the kernel; the others change how one is launched.
-PATHS = ("narrow", "reread", "staged", "cached", "keep_output")
+PATHS = ("narrow", "reread", "staged", "cached", "keep_output", "lean")
 NARROW_VECS = 2
 OPS = ("any", "add", "plain")
 
@@ -235,6 +236,8 @@ def candidates(hidden_size: int, dtype: torch.dtype, sm: int) -> list[Config]:
             for vecs in (2, 4)
             for ctas in ((1, 2, 4, 8) if sm >= 90 else (1,))
         ]
+        lean = OPTIONS["keep_output"] | OPTIONS["lean"]
+        found += [Config(16, 2, 1, ctas, lean) for ctas in (2, 4, 8) if sm >= 90]
     found.append(Config(16, 1, options=OPTIONS["reread"]))
     return [config for config in found if config.is_valid(row_bytes)]
 

@@ -21,7 +21,7 @@ FACTS = Path(__file__).with_name("sass_facts.json")
 KERNEL = re.compile(r"Function : \S*?(rms_norm_(?:reread_)?kernel)I(\S+?)EvNS_10NormParamsE")
 GLOBAL = re.compile(r"\b(LDG|STG|LDGSTS)\.E(?:\.[A-Z0-9]+)*")  # LDGSTS: cp.async
 # Of RowPath, in its order.
-PATHS = ("wide", "rows", "cached", "kept", "narrow", "staged", "staged kept")
+PATHS = ("wide", "rows", "cached", "kept", "narrow", "staged", "staged kept", "kept lean")
 DTYPES = {"f": "float32", "13__nv_bfloat16": "bfloat16", "6__half": "float16"}
 
 

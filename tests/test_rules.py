@@ -127,6 +127,21 @@ def test_a_cached_row_takes_no_other_path(path, vecs):
 
 
 @pytest.mark.parametrize(
+    ("vecs", "ctas", "path", "may"),
+    [
+        (2, 2, "keep_output", True),
+        (4, 2, "keep_output", False),
+        (2, 1, "keep_output", False),
+        (2, 2, "cached", False),
+    ],
+)
+def test_lean_rows_are_of_two_vectors_in_a_cluster(vecs, ctas, path, may):
+    """No kernel is compiled for others."""
+    options = rules.OPTIONS["lean"] + rules.OPTIONS[path]
+    assert rules.Config(16, vecs, 1, ctas, options).is_valid(16384) == may
+
+
+@pytest.mark.parametrize(
     ("rows", "ctas", "others", "may"),
     [(1, 1, 0, True), (2, 1, 0, False), (1, 2, 0, False), (1, 1, rules.OPTIONS["fill_gpu"], False)],
 )
@@ -140,7 +155,7 @@ def test_every_kernel_is_used_by_a_rule():
     """What no rule takes is compiled for nothing. A 32-byte rule serves 16-byte rows, too."""
 
     def kernel(config):
-        paths = {"staged", "cached", "keep_output"} & set(config.option_names())
+        paths = {"staged", "cached", "keep_output", "lean"} & set(config.option_names())
         paths |= {"rows"} if config.rows_per_cta > 1 else set()
         paths |= {"cluster"} if config.ctas_per_row > 1 else set()
         return config.vec_bytes, config.vecs_per_thread, *sorted(paths)

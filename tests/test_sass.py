@@ -30,8 +30,8 @@ def test_every_instantiation_is_compiled_for_every_architecture():
     assert all(found == names[ARCHS[0]] for found in names.values())
     # 3 dtypes and their weights, with and without add: 3 + 2 wide kernels for one row a CTA, for
     # several, and for clusters; 2 narrow, 2 staged, 1 re-reading; and, beside weights of x's dtype,
-    # 2 cached, and 4 that keep their output in L2, 1 of them staged.
-    assert len(names[ARCHS[0]]) == 5 * 2 * (3 * 5 + 5) + 3 * 2 * (2 + 4)
+    # 2 cached, and 4 that keep their output in L2, 1 of them staged; and a lean one, plain only.
+    assert len(names[ARCHS[0]]) == 5 * 2 * (3 * 5 + 5) + 3 * 2 * (2 + 4) + 3
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -56,7 +56,10 @@ def test_no_kernel_that_a_rule_chooses_spills(arch):
             rule.config.vec_bytes,
             rule.config.vecs_per_thread,
             rule.config.ctas_per_row > 1,
-            *(path in rule.config.option_names() for path in ("staged", "cached", "keep_output")),
+            *(
+                path in rule.config.option_names()
+                for path in ("staged", "cached", "keep_output", "lean")
+            ),
         )
         for rule in rules.table()
         for op in (("add", "plain") if rule.op == "any" else (rule.op,))
@@ -65,9 +68,9 @@ def test_no_kernel_that_a_rule_chooses_spills(arch):
     checked = 0
     for kernel, vec_bytes in wide_kernels(arch):
         vecs = int(kernel.name.split(", ")[3])
-        paths = ("cluster", "staged", "cached", "kept")
         op = "add" if "add" in kernel.name else "plain"
-        key = (op, vec_bytes, vecs, *(path in kernel.name for path in paths))
+        kinds = ("cluster", "staged", "cached", "kept", "lean")
+        key = (op, vec_bytes, vecs, *(kind in kernel.name for kind in kinds))
         if key in chosen:
             assert kernel.local_accesses == 0 and kernel.stack == 0, kernel
             checked += 1

@@ -46,6 +46,9 @@ struct Kernels {
       if (config.options & kKeepOutput) {
         if (config.options & kStaged) return row<16, 4, false, RowPath::kStagedKept>();
         if (!cluster) return row<16, 4, false, RowPath::kKept>();
+        if constexpr (!kAdd) {
+          if (config.options & kLean) return row<16, 2, true, RowPath::kLean>();
+        }
         return config.vecs_per_thread == 2 ? row<16, 2, true, RowPath::kKept>()
                                            : row<16, 4, true, RowPath::kKept>();
       }

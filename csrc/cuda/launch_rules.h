@@ -29,7 +29,9 @@ enum LaunchOption : int32_t {
   kStaged = 32,           // the row waits in shared memory, not in registers
   kCached = 256,          // the default cache policy (no clusters, one row a CTA, 2 or 4 vectors)
   kKeepOutput = 512,      // L2 gives the output up last (one row a CTA or cluster, 2 or 4 vectors)
-  kFillGpu = 1024,   // CTAs without a row, kFillCtasPerSm on every SM (fused add in clusters only)
+  kLean = 4096,     // fewer registers, so that one CTA more fits on an SM (kKeepOutput, clusters, 2
+                    // vectors; the fused add has no more than those)
+  kFillGpu = 1024,  // CTAs without a row, kFillCtasPerSm on every SM (fused add in clusters only)
   kPairCtas = 2048,  // CTAs are launched two by two (one row a CTA, an even number of them)
 };
 
@@ -125,6 +127,7 @@ constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes) {
   const bool staged = config.options & kStaged;
   const bool cached = config.options & kCached;
   const bool kept = config.options & kKeepOutput;
+  const bool lean = config.options & kLean;
   const bool known_width =
       staged           ? config.vec_bytes == 16 && (vecs == 4 || (vecs == 8 && !kept))
       : cached || kept ? config.vec_bytes == 16 && (vecs == 2 || vecs == 4)
@@ -136,6 +139,7 @@ constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes) {
   const bool own_cta = ctas == 1 && config.rows_per_cta == 1;
   if ((staged || cached) && (narrow || !own_cta || (staged && cached))) return false;
   if ((config.options & kPairCtas) && (!own_cta || (config.options & kFillGpu))) return false;
+  if (lean && (!kept || vecs != 2 || ctas == 1)) return false;
   const LaunchShape shape = launch_shape(config, row_bytes);
   if (kept && (cached || narrow || config.rows_per_cta != 1 || vecs * ctas == 2)) return false;
   if (config.options & kReread) {

@@ -26,7 +26,8 @@ __global__ void __maxnreg__(max_registers(kPath, kVecs * kElems * int(sizeof(T))
     rms_norm_kernel(const __grid_constant__ NormParams p) {
   constexpr bool kNarrow = kPath == RowPath::kNarrow;
   constexpr bool kCached = kPath == RowPath::kCached;
-  constexpr bool kKept = kPath == RowPath::kKept || kPath == RowPath::kStagedKept;
+  constexpr bool kKept =
+      kPath == RowPath::kKept || kPath == RowPath::kLean || kPath == RowPath::kStagedKept;
   constexpr bool kStaged = kPath == RowPath::kStaged || kPath == RowPath::kStagedKept;
   constexpr bool kSeveralRows = !kCluster && (kPath == RowPath::kRows || kNarrow);
   constexpr RowAccess kAccess = kNarrow   ? RowAccess::kNarrow

@@ -16,6 +16,7 @@ enum class RowPath {
   kNarrow,  // accesses of any width, in registers; several rows a CTA; every option
   kStaged,  // whole vectors, in shared memory: fewer registers, so that two long rows fit on an SM
   kStagedKept,  // as kStaged, and the output stays in L2
+  kLean,        // as kKept, in fewer registers (plain norm in a cluster)
 };
 
 template <RowAccess kAccess>
@@ -25,9 +26,11 @@ using Access = std::integral_constant<RowAccess, kAccess>;
 // room for one more CTA on the SM, of this call or the next (H200, 2026-11-26: 40 instead of 48 at
 // 1024 x 8192 of the plain norm 3 %; for the fused add in a cluster 32, so that a launch that fills
 // the GPU fits beside the CTAs of a split product's reduction, and 48 for two vectors, 256 x 5120
-// 5 %; the plain norm loses up to 6 % by 48 there). vecs: of 16 bytes.
+// 5 %; the plain norm loses up to 6 % by 48 there, and gains 6 % where two CTAs of 640 threads fit
+// by them, hence kLean). vecs: of 16 bytes.
 constexpr int max_registers(RowPath path, int vecs, bool add, bool cluster, bool wide_weights) {
   if (path == RowPath::kNarrow || wide_weights) return 64;
+  if (path == RowPath::kLean) return 48;
   if (cluster) return vecs == 1 ? (add ? 32 : 40) : vecs == 2 ? (add ? 48 : 56) : 64;
   switch (path) {
     case RowPath::kStaged:
