@@ -130,29 +130,46 @@ def by_first_gpc(launches: Launches, products: Products, repeats: int) -> dict[i
 
 
 def behind_norm(
-    launches: Launches, products: Products, norm: Call, repeats: int
-) -> tuple[Counter[int], float]:
-    """How often a grid begins at which GPC behind a norm, and the mean of gate and up there.
+    launches: Launches,
+    products: Products,
+    norm: Call,
+    repeats: int,
+    last: Callable[[int], None],
+) -> Callable[[], None]:
+    """Capture a product, the norm and what is `last`, so many times, each behind any launches.
 
-    In CUDA graphs, since only what is launched without gaps overlaps as in a model.
+    In a CUDA graph, since only what is launched without gaps overlaps as in a model.
     """
+
+    def run() -> None:
+        rng = random.Random(1)
+        for number in range(repeats):
+            launches.anything(rng)
+            products.output(number)
+            norm(products.y, products.residual, products.weight)
+            last(number)
+
+    return stopwatch.captured(launches.stream, run, run)
+
+
+def firsts_behind_norm(
+    launches: Launches, products: Products, norm: Call, repeats: int
+) -> Counter[int]:
+    """How often a grid begins at which GPC behind a norm."""
     seen = torch.empty(repeats, launches.sms, device="cuda", dtype=torch.int32)
 
-    def graph(last: Callable[[int], None]) -> Callable[[], None]:
-        def run() -> None:
-            rng = random.Random(1)
-            for number in range(repeats):
-                launches.anything(rng)
-                products.output(number)
-                norm(products.y, products.residual, products.weight)
-                last(number)
+    def probe_last(number: int) -> None:
+        launches.probe(seen[number])
 
-        return stopwatch.captured(launches.stream, run, run)
+    behind_norm(launches, products, norm, repeats, probe_last)()
+    return Counter(began_at(row[::2]) for row in seen.tolist())
 
-    graph(lambda number: launches.probe(seen[number]))()
-    firsts = Counter(began_at(row[::2]) for row in seen.tolist())
-    kernels = probe.kernels(step_profile.recorded(graph(products.gate_up)))
-    return firsts, fmean(times_behind("rms_norm_kernel", kernels))
+
+def time_behind_norm(launches: Launches, products: Products, norm: Call, repeats: int) -> float:
+    """Mean microseconds of gate and up behind a norm."""
+    replay = behind_norm(launches, products, norm, repeats, products.gate_up)
+    kernels = probe.kernels(step_profile.recorded(replay))
+    return fmean(times_behind("rms_norm_kernel", kernels))
 
 
 @torch.no_grad()
@@ -191,7 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             first.add_row(str(num_tokens), *(f"{us:.2f}" for us in times.values()))
             for name, gpc, norm in norms:
                 first_gpc.set_first_gpc(gpc, device)
-                firsts, us = behind_norm(launches, products, norm.bind(case), args.repeats)
+                call = norm.bind(case)
+                firsts = firsts_behind_norm(launches, products, call, args.repeats)
+                us = time_behind_norm(launches, products, call, args.repeats)
                 places = ", ".join(f"{gpc}: {count}" for gpc, count in sorted(firsts.items()))
                 behind.add_row(str(num_tokens), name, places, f"{us:.2f}")
     console.print(first)

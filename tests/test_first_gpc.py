@@ -108,3 +108,45 @@ def test_a_clock_that_fails_leaves_the_default(monkeypatch):
     with pytest.raises(RuntimeError, match="out of memory"):
         first_gpc.times(steps([], 2), torch.zeros(2, 64))
     assert now == [4, 0]
+
+
+@pytest.fixture
+def cuda():
+    """The device of a GPU on which a norm decides where the next grid begins."""
+    if not first_gpc.is_set_by(1, 4096, torch.bfloat16, "cuda"):
+        pytest.skip("no norm decides it on this GPU")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.mark.gpu
+def test_steps_are_timed_on_a_gpu_and_other_graphs_stay_whole(cuda):
+    """What a graph captured before points to, cuBLAS's workspace too, must outlive the timing."""
+    kind = {"device": cuda, "dtype": torch.bfloat16}
+    before, behind = torch.randn(4096, 4096, **kind), torch.randn(4096, 28672, **kind)
+    x, residual = torch.randn(8, 4096, **kind), torch.randn(8, 4096, **kind)
+    torch.mm(x, before)
+    other = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(other):
+        product = torch.mm(x, before)  # few rows, many terms: split, with sums in a workspace
+    step = Step(lambda: torch.mm(x, before), lambda out: torch.mm(out, behind))
+
+    us = first_gpc.times([step, step], residual)
+
+    assert list(us) == list(first_gpc.CANDIDATES)
+    # The matrices are 270 MB: 50 us and more at 5 TB/s, and no step takes a millisecond.
+    assert all(30.0 < one < 1000.0 for one in us.values()), us
+    x.normal_()
+    want = torch.mm(x, before)
+    other.replay()
+    assert torch.equal(product, want)
+
+
+@pytest.mark.gpu
+def test_a_stream_that_still_writes_the_weights_is_waited_for(cuda):
+    """vLLM loads a model on the current stream, and the timing has one of its own."""
+    flag = torch.zeros(1, device=cuda)
+    seen = torch.zeros(1, device=cuda)
+    torch.cuda._sleep(200_000_000)  # 0.1 s
+    flag.fill_(1.0)
+    first_gpc.graph_times(lambda _: seen.copy_(flag), [1])
+    assert seen.item() == 1.0

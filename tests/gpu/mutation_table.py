@@ -19,6 +19,9 @@ OVERLAP = "tests/test_bad_input.py::test_memory_that_overlaps"
 CONFIGS = "tests/test_rules.py::test_every_configuration_gives_the_same_bits"
 LAST_ROW = "tests/test_rules.py::test_no_configuration_touches_what_follows_the_last_row"
 STRIDES = "tests/test_ops_cuda.py::test_a_row_stride_beyond_32_bits"
+FIRST_GPC = (
+    "tests/benchmarks/test_placement.py::test_the_grid_behind_a_norm_begins_at_the_gpc_that_was_set"
+)
 CHAIN = "tests/test_ops_cuda.py::test_norms_with_nothing_between_them"
 LONG_CHAIN = "tests/test_ops_cuda.py::test_a_long_chain_of_dependent_launches"
 
@@ -119,6 +122,9 @@ MUTATIONS = (
              "kCluster && kAdd && row >= static_cast<Index>(p.num_tokens)",
              "kCluster && kAdd && p.num_tokens < 0",
              f"{LAST_ROW}[4096]"),
+    # Where the next grid begins.
+    mutation("no-clusters-more", "cuda/prefetch.h", "/ ctas_per_row + first_gpc",
+             "/ ctas_per_row + 0 * first_gpc", f"{FIRST_GPC}[3]"),
     # The CPU implementation.
     mutation("cpu-lost-element", "cpu/row_kernel.cpp", "input.load_group(i, hidden_size - i)",
              "input.load_group(i, hidden_size - 1 - i)", f"{SIZES}[cpu-dtype0-257]"),

@@ -110,6 +110,68 @@ def test_no_more_layers_than_the_time_is_worth():
     assert len(first_product.layers_around_norms(model, HIDDEN, DEVICE)) == first_product.MOST_STEPS
 
 
+def matrix(inputs, outputs):
+    """The weight of a layer, the same in every call."""
+    generator = torch.Generator().manual_seed(outputs)
+    return torch.randn(outputs, inputs, generator=generator) / inputs**0.5
+
+
+@pytest.fixture
+def replicated(monkeypatch):
+    """Return a function that builds a linear layer as vLLM does, on one GPU."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.model_executor import parameter
+
+    # Its weights ask for the rank whatever the layer says, and nothing is distributed here.
+    monkeypatch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
+    monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
+
+    def build(inputs, outputs, device, dtype):
+        with set_current_vllm_config(VllmConfig()), torch.device(device):
+            layer = linear.ReplicatedLinear(
+                inputs, outputs, bias=False, params_dtype=dtype, disable_tp=True
+            )
+        layer.weight.data.copy_(matrix(inputs, outputs))
+        layer.quant_method.process_weights_after_loading(layer)  # a CPU's may pack it, and drop it
+        return layer
+
+    return build
+
+
+def test_a_step_is_what_vllms_own_layers_compute(replicated):
+    sizes = ((32, HIDDEN), (HIDDEN, 128))
+    before, behind = (replicated(*size, "cpu", torch.float32) for size in sizes)
+    step = first_product._step((before, behind), 3, torch.float32, DEVICE)
+    x = step.before()
+    assert x.shape == (3, HIDDEN)
+    torch.testing.assert_close(step.behind(x), x @ matrix(HIDDEN, 128).T)
+
+
+@pytest.mark.gpu
+def test_a_gpu_times_vllms_own_layers_and_keeps_the_fastest(replicated, make_config, monkeypatch):
+    device = torch.device("cuda", torch.cuda.current_device())
+    dtype = torch.bfloat16
+    if not first_gpc.is_set_by(1, 4096, dtype, device):
+        pytest.skip("no norm decides it on this GPU")
+    monkeypatch.setattr(first_product, "_choices", {})
+    blocks = [
+        torch.nn.ModuleDict(
+            {
+                "o": replicated(4096, 4096, device, dtype),
+                "gate_up": replicated(4096, 28672, device, dtype),
+            }
+        )
+        for _ in range(3)
+    ]
+    try:
+        choice = first_product.choose(torch.nn.ModuleList(blocks), make_config(), device)
+    finally:
+        first_gpc.set_first_gpc(0, device)
+    assert choice.gpc == min(choice.us, key=choice.us.get) and list(choice.us) == list(range(1, 8))
+    # 270 MB of matrices: 50 us and more at 5 TB/s.
+    assert all(50.0 < us < 1000.0 for us in choice.us.values()), choice.describe()
+
+
 def test_a_single_block_is_not_timed():
     assert first_product.layers_around_norms(block(), HIDDEN, DEVICE) == []
 
