@@ -467,9 +467,9 @@ def test_the_readme_says_what_the_served_runs_said():
             for row in json.loads((folder / f"2026-11-27-h200-{name}.json").read_text())["rows"]
         }
         for name in (
-            "108cccf-llama-3.1-8b-bf16",
+            "3df40ec-llama-3.1-8b-bf16",
             "d02c-llama-3.1-8b-bf16",
-            "8897880-qwen3-8b",
+            "3df40ec-qwen3-8b",
         )
     ]
 
