@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hp_norm_plugin import settings
-from hp_norm_plugin.vllm import announce, first_product, first_run, policy, token_ranges
+from hp_norm_plugin.vllm import announce, first_product, policy, token_ranges
 
 logger = logging.getLogger("vllm.hp_norm")
 
@@ -147,11 +147,6 @@ def _wrap(loader: type, adapter: str) -> None:
             _choose_first_gpc(model, vllm_config, counts)
         except Exception:
             logger.exception("hp_norm: products behind a norm begin where they happen to")
-        try:
-            if adapter == "ir":
-                first_run.with_many_tokens(vllm_config)
-        except Exception:
-            logger.exception("hp_norm: %s", first_run.TIMED_WITH_FEW)
         return model
 
     load_model.reports_hp_norm = True  # type: ignore[attr-defined]

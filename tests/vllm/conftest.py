@@ -1,6 +1,5 @@
 """What the plugin's tests share: a vLLM to look at, and a registration that is undone."""
 
-import importlib
 import logging
 import sys
 from types import SimpleNamespace
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 from hp_norm_plugin import settings
-from hp_norm_plugin.vllm import first_run
 
 pytest.importorskip("vllm")
 
@@ -32,8 +30,6 @@ def clean(monkeypatch):
     monkeypatch.setattr(custom_op, "op_registry_oot", dict(custom_op.op_registry_oot))
     loader = base_loader.BaseModelLoader
     monkeypatch.setattr(loader, "load_model", loader.load_model)
-    backend = importlib.import_module(first_run.BACKEND).PiecewiseBackend
-    monkeypatch.setattr(backend, "__call__", backend.__call__)
     # The attribute may be inherited: what register() sets must be deleted, not left as a copy.
     own = platform.__dict__.get("get_default_ir_op_priority")
     yield plugin
