@@ -1,6 +1,7 @@
 // Where a grid's clusters begin, for benchmarks/placement.py.
 //
-//   nvcc -std=c++20 -O3 -arch=sm_90 -shared -Xcompiler -fPIC -o placement.so placement.cu
+//   nvcc -std=c++20 -O3 -arch=sm_90 -shared -Xcompiler -fPIC -o placement.so \
+//     benchmarks/placement.cu
 //
 // `probe` is launched as a matrix product is that has one CTA on every SM, in clusters of two, and
 // writes down the SM of each. `stay` is any launch before it: CTAs that stay for a while and end.

@@ -117,6 +117,12 @@ def keep(args: argparse.Namespace, result: dict) -> Path:
     return path
 
 
+def draw(args: argparse.Namespace, console: Console, title: str, bars: dict) -> None:
+    """Draw what a mode found, or say why there is no chart."""
+    if not report.chart(Path(args.out) / f"serve_llama_{args.mode}.png", title, bars):
+        console.print("no chart: matplotlib is not installed", style="yellow")
+
+
 def run_offline(model: models.Model, args: argparse.Namespace, console: Console) -> dict:
     """Compare times, tokens and kernels."""
     result = offline.run(model, args, lambda so_far: keep(args, so_far))
@@ -125,7 +131,7 @@ def run_offline(model: models.Model, args: argparse.Namespace, console: Console)
     where = "GPU" if args.gpu else "CPU"
     title = f"{model.name}, vLLM {state['vllm']}, {where}: plugin off against on"
     report.print_offline(console, title, result)
-    report.chart(Path(args.out) / "serve_llama_offline.png", title, report.offline_bars(result))
+    draw(args, console, title, report.offline_bars(result))
     console.print(state["reason"], highlight=False)
     return {**result, "ok": ran or args.may_stand_aside, "verdict": sentence}
 
@@ -138,7 +144,7 @@ def run_server(model: models.Model, args: argparse.Namespace, console: Console) 
     title = f"{model.name}, vllm serve: plugin off against on"
     report.print_server(console, title, result, server.METRICS)
     bars = report.server_bars(result, server.METRICS)
-    report.chart(Path(args.out) / "serve_llama_server.png", title, bars)
+    draw(args, console, title, bars)
     console.print(state["reason"], highlight=False)
     return {**result, "ok": ran or args.may_stand_aside, "verdict": sentence}
 

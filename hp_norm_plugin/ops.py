@@ -24,7 +24,7 @@ from hp_norm_plugin import checks, settings
 LIB = Path(__file__).parent / "lib"
 CPU_LIBRARY = LIB / "libhp_norm_cpu.so"
 CUDA_LIBRARY = LIB / "libhp_norm_cuda.so"
-REBUILD = "HP_NORM_CUDA=require pip install --no-build-isolation --force-reinstall hp-norm-plugin"
+REBUILD = "HP_NORM_CUDA=require pip install --no-build-isolation --force-reinstall ."
 
 
 # A torch.library.Library takes its registrations back when it is collected.

@@ -1,5 +1,6 @@
 """The parts of examples/serve_llama.py that need no engine: statistics, models, errors."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -450,12 +451,18 @@ def test_a_chart_names_every_workload_of_every_panel(tmp_path, monkeypatch):
         "ITL": [],
     }
     path = tmp_path / "chart.png"
-    report.chart(path, "tiny-llama", bars)
+    assert report.chart(path, "tiny-llama", bars)
     assert path.read_bytes().startswith(b"\x89PNG")
     shared = figures[0].axes[0]
     assert [label.get_text() for label in shared.get_yticklabels()] == ["decode 1", "prefill 8"]
     low, high = sorted(shared.get_ylim())
     assert low < 0 and high > 1
+
+
+def test_without_matplotlib_there_is_no_chart_and_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not report.chart(tmp_path / "chart.png", "tiny-llama", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_readme_says_what_the_served_runs_said():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -132,8 +133,13 @@ def server_bars(result: dict[str, Any], metrics: dict) -> dict[str, list[tuple[s
     }
 
 
-def chart(path: Path, title: str, bars: dict[str, list[tuple[str, float, float]]]) -> None:
-    """Draw on/off ratios as dots with their spread, one panel a metric; 1.0 is no change."""
+def chart(path: Path, title: str, bars: dict[str, list[tuple[str, float, float]]]) -> bool:
+    """Draw on/off ratios as dots with their spread, one panel a metric; 1.0 is no change.
+
+    Returns whether it could: vLLM does not bring matplotlib.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
     import matplotlib
 
     matplotlib.use("Agg")
