@@ -17,11 +17,27 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two tensors have one shape; of sizes that Dynamo does not know, it is taken.
+
+    What turns out otherwise is refused when the call runs.
+    """
+    if a.dim() != b.dim():
+        return False
+    sizes = list(zip(a.shape, b.shape, strict=True))
+    if not any(isinstance(size, torch.SymInt) for pair in sizes for size in pair):
+        return a.shape == b.shape
+    from torch.fx.experimental.symbolic_shapes import guard_or_true
+
+    return all(guard_or_true(m == n) for m, n in sizes)
+
+
 def _rows_problem(argument: str, tensor: torch.Tensor) -> tuple[str, str, str] | None:
     shape, strides = list(tensor.shape), list(tensor.stride())
     if shape[-1] > 1 and strides[-1] != 1:
         return argument, "inner stride must be 1", str(strides[-1])
-    if tensor.numel() == 0 or tensor.is_contiguous():
+    # One leading dimension always flattens. The size comes last: Dynamo may not know it.
+    if tensor.dim() < 3 or tensor.is_contiguous() or tensor.numel() == 0:
         return None
     row_stride, rows_below = None, 0
     for size, stride in zip(shape[-2::-1], strides[-2::-1], strict=True):
@@ -55,7 +71,7 @@ def _residual_problem(residual: torch.Tensor, x: torch.Tensor) -> tuple[str, str
         return "residual", f"device must be {x.device} like x", str(residual.device)
     if residual.dtype != x.dtype:
         return "residual", f"dtype must be {_name(x.dtype)} like x", _name(residual.dtype)
-    if residual.shape != x.shape:
+    if not same_shape(residual, x):
         return "residual", f"shape must be {list(x.shape)} like x", str(list(residual.shape))
     return _rows_problem("residual", residual)
 
@@ -87,7 +103,7 @@ def _scalar_problem(
 def _overlap_problem(x: torch.Tensor, residual: torch.Tensor) -> tuple[str, str, str] | None:
     """The part of the in-place check that needs no address: rows that overlap themselves."""
     for argument, tensor in (("x", x), ("residual", residual)):
-        if tensor.numel() == 0 or tensor.is_contiguous():
+        if tensor.is_contiguous() or tensor.numel() == 0:
             continue
         rows = [s for n, s in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True) if n != 1]
         if rows and rows[-1] < tensor.shape[-1]:

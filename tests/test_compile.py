@@ -51,6 +51,25 @@ def test_compiles_without_a_graph_break(device, dynamic):
             assert_same_bits(a, e)
 
 
+def test_a_number_of_tokens_that_dynamo_does_not_know(device):
+    """As vLLM has it with dynamic shapes of type "unbacked": no check may ask for it."""
+    torch._dynamo.reset()
+    case = make_case(5, 128, torch.bfloat16).to(device)
+    for rows in (case.x, case.residual):
+        torch._dynamo.decorators.mark_unbacked(rows, 0)
+
+    def piece(x, residual, weight):
+        out, residual_out = hp.fused_add_rms_norm(x, residual, weight, 1e-6)
+        hp.fused_add_rms_norm_(out, residual_out, weight, 1e-6)
+        return hp.rms_norm(out, weight, 1e-6), residual_out
+
+    with torch.inference_mode():
+        actual = torch.compile(piece, fullgraph=True)(case.x, case.residual, case.weight)
+        expected = piece(case.x, case.residual, case.weight)
+    for a, e in zip(actual, expected, strict=True):
+        assert_same_bits(a, e)
+
+
 def test_one_graph_serves_every_number_of_tokens(device):
     torch._dynamo.reset()
     graphs = []

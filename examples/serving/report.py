@@ -167,3 +167,4 @@ def chart(path: Path, title: str, bars: dict[str, list[tuple[str, float, float]]
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+    return True

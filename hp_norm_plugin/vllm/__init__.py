@@ -114,7 +114,9 @@ def _register() -> Registration:
     if found.has_ir and mode != "layer":
         from hp_norm_plugin.vllm import ir_provider
 
-        ir_provider.register_providers(supported=planned.adapter == "ir")
+        on_ir = planned.adapter == "ir"
+        state = compile_cache.graph_state() if on_ir else None
+        ir_provider.register_providers(supported=on_ir, state=state)
     return planned if planned.adapter is None else _attach(planned)
 
 
@@ -163,7 +165,6 @@ def _attach(planned: Registration) -> Registration:
 
 
 def _attach_all(planned: Registration) -> Registration:
-    from hp_norm_plugin import ops
     from hp_norm_plugin.vllm import compile_cache, report
 
     if planned.adapter == "layer":
@@ -171,8 +172,7 @@ def _attach_all(planned: Registration) -> Registration:
 
         if not layer.replace_layer("RMSNorm", layer.RMSNormLayer):
             return Registration(None, "vLLM's RMSNorm belongs to another plugin; nothing changed")
-    digest = f"{ops.library_status().digest}-{compile_cache.source_digest()}"
-    compile_cache.register_in_key(f"{planned.adapter}-{digest}")
+    compile_cache.register_in_key(f"{planned.adapter}-{compile_cache.graph_state()}")
     _replace_gemma()
     try:
         report.log_after_load(planned.adapter)

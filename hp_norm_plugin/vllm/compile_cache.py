@@ -21,7 +21,8 @@ def source_digest() -> str:
     """Return a short digest of the Python files that decide what goes into a graph."""
     package = Path(__file__).resolve().parent
     digest = hashlib.sha256()
-    for path in sorted([*package.glob("*.py"), package.parent / "ops.py"]):
+    above = [package.parent / f"{name}.py" for name in ("ops", "checks", "settings")]
+    for path in sorted([*package.glob("*.py"), *above]):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -29,6 +30,21 @@ def source_digest() -> str:
 
 def _value_of(flag: settings.Flag) -> Callable[[], str]:
     return lambda: settings.read_flag(flag).value
+
+
+def graph_state() -> str:
+    """Return all of ours that shapes a graph, in one string: two digests, and the flags.
+
+    Raises
+    ------
+    ImportError, LibraryError
+        As `hp_norm_plugin.ops` does without its library.
+
+    """
+    from hp_norm_plugin import ops
+
+    flags = [_value_of(flag)() for flag in settings.FLAGS if flag.shapes_graph]
+    return "-".join([ops.library_status().digest, source_digest(), *flags])
 
 
 def register_in_key(state: str) -> None:

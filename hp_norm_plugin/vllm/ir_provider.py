@@ -28,13 +28,7 @@ COMPILED = "hp_norm"
 EAGER = "hp_norm_eager"
 OPS = ("rms_norm", "fused_add_rms_norm")
 
-# vLLM's native code writes "round, then times weight", but Inductor, which compiles it by default,
-# keeps float32 between the two, so one rounding is the nearest to what a user has without us.
-# tests/vllm/test_vllm_rounding.py measures it.
-ROUND_BEFORE_WEIGHT = False
-
-_rounding = settings.read_flag(settings.ROUNDING).value
-_round_before_weight = ROUND_BEFORE_WEIGHT if _rounding == "auto" else _rounding == "before_weight"
+_round_before_weight = policy.round_before_weight()
 _scope = settings.read_flag(settings.SCOPE).value
 
 
@@ -89,7 +83,7 @@ def _takes_fused_eager(x, x_residual, weight, epsilon, variance_size=None):
     return policy.decline(x, x_residual, weight, variance_size) is None
 
 
-def register_providers(*, supported: bool) -> None:
+def register_providers(*, supported: bool, state: str | None = None) -> None:
     """Register both providers of both ops; again is a no-op.
 
     Parameters
@@ -98,6 +92,8 @@ def register_providers(*, supported: bool) -> None:
         Whether the operator can run in this process. With False the providers exist all the
         same: another process may have put them in the priority list that reaches this one, where
         vLLM skips an unsupported provider but asserts on an unknown one.
+    state
+        `compile_cache.graph_state`: what a graph with the operator depends on.
 
     """
     from vllm import ir
@@ -113,9 +109,14 @@ def register_providers(*, supported: bool) -> None:
         if provider in op.impls:
             continue
         kwargs = {"inplace": True} if op is fused else {}
-        op.register_impl(provider, supported=supported, supports_args=supports_args, **kwargs)(
-            function
+        register = op.register_impl(
+            provider, supported=supported, supports_args=supports_args, **kwargs
         )
+        impl = register(function)
+        if state is not None and hasattr(impl, "uuid"):
+            # What torch's own caches of graphs know of a provider, which is else this file alone.
+            uuid = f"{impl.uuid()}-{state}"
+            impl.uuid = lambda uuid=uuid: uuid
 
 
 def put_first() -> None:

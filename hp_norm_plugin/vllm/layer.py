@@ -22,12 +22,7 @@ from hp_norm_plugin.vllm import policy
 
 logger = logging.getLogger("vllm.hp_norm")
 
-# As in the IR adapter: under Inductor vLLM's forward_native has one rounding. In eager mode its
-# C kernel multiplies in float32 as well.
-ROUND_BEFORE_WEIGHT = False
-
-_rounding = settings.read_flag(settings.ROUNDING).value
-_round_before_weight = ROUND_BEFORE_WEIGHT if _rounding == "auto" else _rounding == "before_weight"
+_round_before_weight = policy.round_before_weight()
 _scope = settings.read_flag(settings.SCOPE).value
 
 Output = torch.Tensor | tuple[torch.Tensor, torch.Tensor]

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from hp_norm_plugin.checks import MAX_HIDDEN_SIZE
-
-X_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+from hp_norm_plugin import settings
+from hp_norm_plugin.checks import DTYPES, MAX_HIDDEN_SIZE, same_shape
 
 # A norm without a residual below this width is a per-head norm (q_norm and k_norm of Qwen3: 128,
 # Gemma 3: 256) or a latent one (kv_a_layernorm of DeepSeek: 512). Inductor fuses those with the
@@ -101,6 +100,16 @@ def stand_aside_as_layer(vllm_config: Any) -> str | None:
     return reason
 
 
+def round_before_weight() -> bool:
+    """Return the rounding order: the user's, or that of what a user has without us.
+
+    vLLM's native code writes "round, then times weight", but Inductor, which compiles it by
+    default, keeps float32 between the two, so one rounding is the nearest; so is vLLM's C kernel in
+    eager mode (tests/vllm/test_vllm_rounding.py measures it).
+    """
+    return settings.read_flag(settings.ROUNDING).value == "before_weight"
+
+
 def decline(
     x: torch.Tensor,
     residual: torch.Tensor | None,
@@ -121,10 +130,12 @@ def decline(
     """
     if variance_size is not None:
         return "variance_size_override"
-    if x.dtype not in X_DTYPES:
+    if x.dtype not in DTYPES:
         return "dtype"
     if weight is not None and (
-        (weight.dtype != x.dtype and weight.dtype != torch.float32) or weight.stride(-1) != 1
+        (weight.dtype != x.dtype and weight.dtype != torch.float32)
+        or weight.shape != x.shape[-1:]
+        or weight.stride(-1) != 1
     ):
         return "weight"
     if x.dim() < 2 or x.shape[-1] > MAX_HIDDEN_SIZE:
@@ -132,7 +143,7 @@ def decline(
     if not _rows_flatten(x):
         return "strides"
     if residual is not None and (
-        residual.dtype != x.dtype or residual.shape != x.shape or not _rows_flatten(residual)
+        residual.dtype != x.dtype or not same_shape(residual, x) or not _rows_flatten(residual)
     ):
         return "residual"
     return None
@@ -171,15 +182,23 @@ def decline_compiled(
 
 
 def decline_width(
-    hidden_size: int, weight_dtype: torch.dtype | None, dtype: torch.dtype, scope: str
+    hidden_size: int,
+    weight_dtype: torch.dtype | None,
+    dtype: torch.dtype,
+    scope: str,
+    model_hidden_size: int,
 ) -> str | None:
     """Return `decline_compiled`'s reason for a layer of this width, whatever its input.
 
-    For the log line, which counts layers before any of them has run.
+    For the log line, which counts layers before any of them has run: those as wide as the model
+    are taken for norms with a residual, which all but a model's first have.
     """
     if scope != "all":
-        if hidden_size < MIN_PLAIN_HIDDEN_SIZE:
-            return f"{hidden_size} wide (Inductor fuses it with its neighbours)"
+        if hidden_size != model_hidden_size:
+            if scope == "fused":
+                return f"no residual ({settings.SCOPE.name}=fused)"
+            if hidden_size < MIN_PLAIN_HIDDEN_SIZE:
+                return f"{hidden_size} wide (Inductor fuses it with its neighbours)"
         if weight_dtype is not None and weight_dtype != dtype:
             return "converted weight (Inductor folds it into the norm)"
     return None

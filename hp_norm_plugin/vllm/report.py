@@ -46,6 +46,7 @@ def count_layers(model: torch.nn.Module, vllm_config: Any, adapter: str) -> dict
     compiled = policy.uses_inductor(vllm_config)
     scope = settings.read_flag(settings.SCOPE).value
     dtype = vllm_config.model_config.dtype
+    model_hidden_size = vllm_config.model_config.get_hidden_size()
     counts: Counter[str] = Counter()
     for module in model.modules():
         if not isinstance(module, (layernorm.RMSNorm, gemma)):
@@ -55,7 +56,9 @@ def count_layers(model: torch.nn.Module, vllm_config: Any, adapter: str) -> dict
             why = "variance_size_override"
         if why is None and compiled:
             weight_dtype = torch.float32 if isinstance(module, gemma) else module.weight.dtype
-            why = policy.decline_width(module.weight.numel(), weight_dtype, dtype, scope)
+            why = policy.decline_width(
+                module.weight.numel(), weight_dtype, dtype, scope, model_hidden_size
+            )
         counts[why or "operator"] += 1
     return dict(counts)
 

@@ -74,3 +74,20 @@ def test_a_library_that_does_not_run_shares_no_key_with_one_that_does(clean, mon
     on = key_of(clean, monkeypatch)
     monkeypatch.setattr(clean, "_library_problem", lambda host: "does not load")
     assert key_of(clean, monkeypatch) != on
+
+
+def test_what_torchs_own_caches_know_of_a_provider_changes_with_the_flags(clean, monkeypatch):
+    """Their key has `uuid()`, which is vLLM's digest of one file; a graph depends on more."""
+    from hp_norm_plugin.vllm import compile_cache, ir_provider
+
+    ir = pytest.importorskip("vllm.ir", reason="this vLLM has no IR")
+    impls = dict(ir.ops.rms_norm.impls)
+    seen = set()
+    for rounding in ("once", "before_weight", "once"):
+        monkeypatch.setenv("HP_NORM_ROUNDING", rounding)
+        monkeypatch.setattr(ir.ops.rms_norm, "impls", {"native": impls["native"]})
+        ir_provider.register_providers(supported=True, state=compile_cache.graph_state())
+        uuid = ir.ops.rms_norm.impls["hp_norm"].uuid()
+        assert uuid == ir.ops.rms_norm.impls["hp_norm"].uuid()
+        seen.add(uuid)
+    assert len(seen) == 2

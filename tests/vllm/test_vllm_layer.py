@@ -181,7 +181,7 @@ def test_the_report_counts_layers_and_reasons(on_layer):
     stand_in = SimpleNamespace(
         compilation_config=vllm_config.compilation_config,
         parallel_config=vllm_config.parallel_config,
-        model_config=SimpleNamespace(dtype=BF16, quantization=None),
+        model_config=SimpleNamespace(dtype=BF16, quantization=None, get_hidden_size=lambda: 1024),
     )
     assert report.describe("Model", report.count_layers(model, stand_in, "layer")) == (
         "hp_norm: Model: 2 of 5 norm layers on the operator; "

@@ -65,6 +65,8 @@ def test_batch_invariant_mode(make_config, monkeypatch):
         (rows(2, 1024, dtype=torch.float64), None, None, None, "dtype"),
         (rows(2, 1024), None, rows(1024, dtype=torch.float16), None, "weight"),
         (rows(2, 1024), None, rows(2048)[::2], None, "weight"),
+        (rows(2, 1024), None, rows(1), None, "weight"),
+        (rows(2, 1024), None, rows(1, 1024), None, "weight"),
         (rows(1024), None, None, None, "shape"),
         (rows(2, 65537), None, None, None, "shape"),
         (rows(2, 2048)[:, ::2], None, None, None, "strides"),
@@ -113,10 +115,28 @@ def test_the_rules_hold_for_fake_tensors():
         (90, ("80", "90"), True), (86, ("80", "90"), True), (80, ("86",), False),
         (100, ("80", "90"), False), (100, ("80", "90", "PTX"), True), (75, ("80", "PTX"), False),
         (121, ("120",), True), (90, (), False), (90, ("PTX",), False),
+        (86, ("80", "PTX"), True), (90, ("80", "PTX"), False), (120, ("80", "89", "PTX"), False),
     ],
 )  # fmt: skip
 def test_which_gpus_a_library_covers(sm, archs, covers):
     assert library_covers(sm, archs) is covers
+
+
+@pytest.mark.parametrize(
+    ("width", "model", "scope", "reason"),
+    [
+        (512, 512, "auto", None),
+        (128, 512, "auto", "128 wide (Inductor fuses it with its neighbours)"),
+        (1536, 7168, "auto", None),
+        (1536, 7168, "fused", "no residual (HP_NORM_SCOPE=fused)"),
+        (7168, 7168, "fused", None),
+        (128, 512, "all", None),
+    ],
+)
+def test_what_a_layer_is_counted_as_by_its_width(width, model, scope, reason):
+    """A narrow model's own norms have a residual, and those run on the operator at any width."""
+    dtype = torch.bfloat16
+    assert policy.decline_width(width, dtype, dtype, scope, model) == reason
 
 
 def test_rows_upon_each_other_are_declined():

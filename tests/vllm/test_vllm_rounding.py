@@ -30,13 +30,14 @@ def distances(device):
     "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=["cpu", "cuda"]
 )
 def test_the_adapters_round_as_inductor_does(device):
-    from hp_norm_plugin.vllm import ir_provider, layer
+    from hp_norm_plugin.vllm import ir_provider, layer, policy
 
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     shares = distances(device)
     nearest = min(shares, key=shares.get)
     print(f"{device}: once {shares[False]:.3%}, before the weight {shares[True]:.3%} differ")
-    assert ir_provider.ROUND_BEFORE_WEIGHT is layer.ROUND_BEFORE_WEIGHT is nearest
+    assert policy.round_before_weight() is nearest
+    assert ir_provider._round_before_weight is layer._round_before_weight is nearest
     # Not merely nearer: the same order, up to the order of the sum.
     assert shares[nearest] < 0.002
