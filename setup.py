@@ -5,7 +5,7 @@ libhp_norm_cuda.so   the CUDA implementation; needs nvcc, no GPU and no CUDA bui
 
 Environment:
   HP_NORM_CUDA=auto|require|0   auto (default): build it where nvcc is found, and say so where not
-  HP_NORM_CUDA_ARCHS="90;100"   architectures to compile for (default: all below); the last one also
+  HP_NORM_CUDA_ARCHS="90;100"   architectures to compile for (default: all below); the newest also
                                 as PTX, for what comes after it
 """
 
@@ -162,6 +162,7 @@ class BuildLibraries(build_ext):
         archs = [arch.strip() for arch in archs if arch.strip()]
         if not archs or not all(arch.isdigit() for arch in archs):
             sys.exit(f"hp_norm: HP_NORM_CUDA_ARCHS: must be numbers such as 90;100, got {archs}")
+        archs = sorted(set(archs), key=int)
         targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
         version = version_of(self.nvcc)

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "kernel_table.cuh"
+#include "launch_plan.h"
 #include "launch_rules.h"
-#include "prefetch.h"
 
 namespace hp_norm::bench {
 

@@ -18,6 +18,7 @@ namespace hp_norm {
 
 // What the kernels need to know, and nothing of torch's own types but the dtype.
 struct NormCall {
+  const char* op;        // the operator's name, for what the kernels' side refuses
   const void* x;         // [num_tokens, hidden_size], row stride x_stride
   const void* residual;  // like x, row stride residual_stride; null: plain norm
   const void* weight;    // [hidden_size], of x's dtype or float32; null: no weight
@@ -54,7 +55,7 @@ using OwnedTensor = std::unique_ptr<AtenTensorOpaque, DeleteTensor>;
 
 // A new contiguous tensor like x. Asks the allocator without a detour over the dispatcher, which
 // takes longer than to normalise a row on a CPU.
-inline OwnedTensor new_like(const TensorView& x) {
+inline OwnedTensor new_like(const char* op, const TensorView& x) {
   std::vector<int64_t> strides(x.sizes.size());
   int64_t stride = 1;
   for (size_t d = x.sizes.size(); d-- > 0;) {
@@ -62,8 +63,11 @@ inline OwnedTensor new_like(const TensorView& x) {
     stride *= x.sizes[d] > 0 ? x.sizes[d] : 1;
   }
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      x.dim(), x.sizes.data(), strides.data(), x.dtype, x.device_type, x.device_index, &handle));
+  // What the allocator says is lost on the way: it reaches the log alone.
+  if (aoti_torch_empty_strided(x.dim(), x.sizes.data(), strides.data(), x.dtype, x.device_type,
+                               x.device_index, &handle) != AOTI_TORCH_SUCCESS) {
+    refuse(op, "x", "its output must fit in memory (out of memory)", list_text(x.sizes));
+  }
   return OwnedTensor(handle);
 }
 
@@ -87,6 +91,7 @@ struct OpEntries {
     const bool round_before_weight = to<bool>(*input++);
 
     NormCall call{};
+    call.op = op;
     const TensorView x = view_of(x_owned.get(), in_place);
     const Rows x_rows = check_x(op, x);
     call.x = x_rows.data;
@@ -126,7 +131,7 @@ struct OpEntries {
       if (call.num_tokens > 0) run(call);
     } else {
       const auto output = [&](void*& data, int64_t& row_stride) {
-        OwnedTensor tensor = new_like(x);
+        OwnedTensor tensor = new_like(op, x);
         STABLE_TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(tensor.get(), &data));
         row_stride = call.hidden_size;
         return tensor;

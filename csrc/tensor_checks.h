@@ -115,14 +115,6 @@ inline std::string number_text(double value) {
   return text;
 }
 
-inline bool same_values(const Ints& a, const Ints& b) {
-  if (a.size() != b.size()) return false;
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (a[i] != b[i]) return false;
-  }
-  return true;
-}
-
 inline std::string device_text(const TensorView& tensor) {
   if (tensor.device_type == aoti_torch_device_type_cpu()) return "cpu";
   if (tensor.device_type == aoti_torch_device_type_cuda()) {
@@ -193,7 +185,7 @@ inline Rows check_residual(const char* op, const TensorView& residual, const Ten
     refuse(op, "residual", "dtype must be " + dtype_name(x.dtype) + " like x",
            dtype_name(residual.dtype));
   }
-  if (!same_values(residual.sizes, x.sizes)) {
+  if (residual.sizes != x.sizes) {
     refuse(op, "residual", "shape must be " + list_text(x.sizes) + " like x",
            list_text(residual.sizes));
   }

@@ -10,7 +10,7 @@ import ctypes
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,10 @@ def _guard_autograd() -> torch.library.Library:
                             "got requires_grad=True"
                         )
             with torch._C._AutoDispatchBelowAutograd():
-                return op(*args, **options)
+                result = op(*args, **options)
+            if name.endswith("_"):
+                _count_writes(args[:2])
+            return result
 
         return call
 
@@ -199,9 +202,19 @@ def supports(
     return checks.problem(op + ("_" if in_place else ""), x, residual, weight, 0.0)
 
 
+def _count_writes(tensors: Sequence[Tensor]) -> None:
+    """Tell autograd that tensors were written: a graph that has saved one must not use it now."""
+    torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
+
+
 def _call_below_autograd(op: torch._ops.OpOverload, *arguments):
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)
+
+
+def _write_below_autograd(op: torch._ops.OpOverload, *arguments):
+    _call_below_autograd(op, *arguments)
+    _count_writes(arguments[:2])
 
 
 def _way_to(
@@ -215,7 +228,9 @@ def _way_to(
         return op._op  # all that the overload's __call__ does; Dynamo knows the overload alone
     if is_compiling() or torch.is_grad_enabled():
         return op
-    return functools.partial(_call_below_autograd, op)  # without grad there is nothing to guard
+    # Without grad there is nothing to guard.
+    in_place = op is _FUSED_ADD_RMS_NORM_IN_PLACE
+    return functools.partial(_write_below_autograd if in_place else _call_below_autograd, op)
 
 
 def rms_norm(

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import re
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 
 import torch
 
-from hp_norm_plugin import ops
+from hp_norm_plugin import checks, ops
 
 OPTIONS = {
     "trigger_early": 1,
@@ -159,11 +160,20 @@ def _config_of(native: _Config) -> Config:
 
 
 def sm_of(device: torch.device | str | int) -> int:
-    """10 x major + minor of a CUDA device, or of a name such as "sm_90"."""
-    if isinstance(device, str) and device.startswith("sm_"):
-        return int(device.removeprefix("sm_"))
-    device = torch.device(device)
-    if device.type != "cuda":
+    """Return 10 x major + minor of a CUDA device, or of a name such as "sm_90".
+
+    Raises
+    ------
+    ValueError
+        For another device or name.
+    RuntimeError
+        Torch's, for a CUDA device that is not there.
+
+    """
+    if isinstance(device, str) and (named := re.fullmatch(r"sm_(\d+)", device)):
+        return int(named[1])
+    is_name = isinstance(device, str) and device.startswith("sm_")
+    if is_name or torch.device(device).type != "cuda":
         raise ValueError(f"explain: device: must be a CUDA device or such as sm_90, got {device}")
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
@@ -192,7 +202,22 @@ def explain(
     add : bool
         Whether the call adds a residual.
 
+    Returns
+    -------
+    Rule
+        The rule, the launch that follows from it, and where the rule comes from.
+
+    Raises
+    ------
+    ValueError
+        For sizes that no call has, and as `sm_of`.
+
     """
+    if num_tokens < 0:
+        raise ValueError(f"explain: num_tokens: must be at least 0, got {num_tokens}")
+    if not 1 <= hidden_size <= checks.MAX_HIDDEN_SIZE:
+        rule = f"must be from 1 to {checks.MAX_HIDDEN_SIZE}"
+        raise ValueError(f"explain: hidden_size: {rule}, got {hidden_size}")
     sm = sm_of(device)
     row_bytes = hidden_size * dtype.itemsize
     choice = _Choice()
@@ -212,7 +237,7 @@ def explain(
 
 
 def candidates(hidden_size: int, dtype: torch.dtype, sm: int) -> list[Config]:
-    """Every configuration without options that can hold such rows, for tests and tuning."""
+    """Every kernel that can hold such rows, as a configuration without options of a launch."""
     row_bytes = hidden_size * dtype.itemsize
     found = [
         Config(vec_bytes, vecs, rows, ctas)

@@ -69,7 +69,7 @@ FIRST_GPC = Flag(
     default="auto",
     on_unknown="auto",
     meaning="at which GPC of an H100 or H200 the product behind a norm of up to 32 tokens begins: "
-    "auto times the loaded model's own products from each",
+    "auto times the loaded model's own products from all but 0",
     shapes_graph=False,
 )
 

@@ -2,10 +2,11 @@
 // functions below, which write down what they were asked. Prints one line an event;
 // tests/test_launcher.py compares them.
 //
-//   launcher [plain | fail | add [num_tokens hidden_size [first_gpc]]]
+//   launcher [plain | fail | old | add [num_tokens hidden_size [first_gpc]]]
 //
 // A call for device 1 while device 0 is current, of 3 x 4096 unless told otherwise; with `fail` its
-// launch fails, with `add` it has a residual. first_gpc is set for device 1 alone.
+// launch fails, with `old` the library has code of sm_80 alone, with `add` it has a residual.
+// first_gpc is set for device 1 alone.
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -14,6 +15,7 @@
 #include "../csrc/cuda/rms_norm.cu"
 
 static bool launch_fails = false;
+static int ptx_version = 90;
 
 #if !defined(__CUDA_ARCH__)  // device code has some of these already
 static int current_device = 0;
@@ -49,6 +51,11 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   return cudaSuccess;
 }
 
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  attributes->ptxVersion = ptx_version;
+  return cudaSuccess;
+}
+
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void*, void**) {
@@ -80,7 +87,9 @@ const void* find_kernel(const KernelKey&) { return &launch_fails; }
 int main(int argc, char** argv) {
   const std::string_view mode = argc > 1 ? argv[1] : "";
   launch_fails = mode == "fail";
+  if (mode == "old") ptx_version = 80;
   hp_norm::NormCall call{};
+  call.op = mode == "add" ? "fused_add_rms_norm" : "rms_norm";
   call.x = reinterpret_cast<void*>(0x10000);
   call.weight = reinterpret_cast<void*>(0x20000);
   call.out = reinterpret_cast<void*>(0x30000);
@@ -88,7 +97,7 @@ int main(int argc, char** argv) {
     call.residual = reinterpret_cast<void*>(0x40000);
     call.residual_out = reinterpret_cast<void*>(0x50000);
   }
-  call.num_tokens = argc > 3 ? std::atoi(argv[2]) : 3;
+  call.num_tokens = argc > 3 ? std::atoll(argv[2]) : 3;
   call.hidden_size = argc > 3 ? std::atoi(argv[3]) : 4096;
   call.x_stride = call.out_stride = call.hidden_size;
   call.residual_stride = call.residual_out_stride = call.hidden_size;

@@ -216,3 +216,10 @@ def test_supports_says_the_same_without_data():
         "hp_norm::fused_add_rms_norm: residual: shape must be [4, 64] like x, got [4, 63]"
     )
     assert HAS_GPU or hp.library_status().cuda_error
+
+
+def test_an_output_that_does_not_fit_in_memory():
+    x = torch.ones(1, 4096, dtype=torch.bfloat16).expand(2**35, 4096)  # 256 TiB
+    message = r"hp_norm::rms_norm: x: its output must fit in memory \(out of memory\), got"
+    with pytest.raises(RuntimeError, match=message):
+        hp.rms_norm(x, None, 1e-6)

@@ -79,6 +79,19 @@ def test_ctas_with_a_row_each_are_launched_in_pairs_where_all_have_one(
     assert f" {num_tokens} CTAs of {rule.threads_per_row} threads, clusters of {cluster}," in launch
 
 
+def test_a_library_with_old_code_alone_launches_no_clusters(launcher):
+    """What the driver compiles for it from PTX of sm_80 neither knows them nor waits."""
+    launch = launcher("old")[-2]
+    assert "clusters of 1" in launch and launch.endswith(" 0 attributes")
+
+
+def test_more_rows_than_a_launch_takes_are_refused(launcher):
+    rule = "x: must have fewer rows: a CUDA launch takes 2147483647 CTAs"
+    assert launcher("plain", "2147483648", "4096")[-1] == (
+        f"error: hp_norm::rms_norm: {rule}, got 2147483648"
+    )
+
+
 def test_a_launch_that_fails_is_an_error_and_restores_the_device(launcher):
     *_, launch, gone, error = launcher("fail")
     assert launch.startswith("launch: on device 1")

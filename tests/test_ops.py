@@ -225,3 +225,16 @@ def test_results_are_the_callers_own_memory(device):
     storages = {t.untyped_storage().data_ptr() for t in (*results, case.x, case.residual)}
     assert len(storages) == 4
     assert all(t.is_contiguous() for t in results)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_autograd_is_told_of_what_is_written(device, offset):
+    """A product that has kept x for its gradient must not take what was written over it."""
+    case = make_case(3, 64, torch.float32).to(device)
+    start = torch.ones_like(case.x, requires_grad=True)
+    x = start * 1
+    product = (x * x).sum()
+    with torch.no_grad():
+        hp.fused_add_rms_norm_(x, case.residual, case.weight, 1e-6, weight_offset=offset)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()

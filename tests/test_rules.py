@@ -193,6 +193,14 @@ def test_explain_describes_and_refuses():
     assert hp.explain(1, 7, torch.bfloat16, "sm_90").describe().startswith("fallback: ")
     with pytest.raises(ValueError, match="explain: device: must be a CUDA device or such as sm_90"):
         hp.explain(1, 4096, torch.bfloat16, "cpu")
+    with pytest.raises(ValueError, match="must be a CUDA device or such as sm_90, got sm_90a"):
+        hp.explain(1, 4096, torch.bfloat16, "sm_90a")
+    with pytest.raises(ValueError, match="explain: num_tokens: must be at least 0, got -1"):
+        hp.explain(-1, 4096, torch.bfloat16, "sm_90")
+    for hidden_size in (0, 65537):
+        rule = f"explain: hidden_size: must be from 1 to 65536, got {hidden_size}"
+        with pytest.raises(ValueError, match=rule):
+            hp.explain(1, hidden_size, torch.bfloat16, "sm_90")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -27,19 +27,8 @@ struct Input {
   const T* next_x;  // of the next row, if that has to come from memory; else null
   const T* next_residual;
 
-  HP_NORM_INLINE G load_group(int64_t i) const {
-    G h;
-    load(h, x + i);
-    if constexpr (kAdd) {
-      G addend;
-      load(addend, residual + i);
-      for (int p = 0; p < G::kParts; ++p) h.part[p] += addend.part[p];
-    }
-    return h;
-  }
-
   // `count` elements, with zeros behind them.
-  HP_NORM_INLINE G load_group(int64_t i, int64_t count) const {
+  HP_NORM_INLINE G load_group(int64_t i, int64_t count = G::kSize) const {
     G h;
     load_some(h, x + i, count);
     if constexpr (kAdd) {
@@ -93,19 +82,9 @@ struct Factors {
   const W* weight;
   float weight_offset;
 
-  HP_NORM_INLINE G load_group(int64_t i) const {
-    G factors{};
-    if constexpr (kWeight != Weight::kNone) load(factors, weight + i);
-    return finished(factors);
-  }
-
-  HP_NORM_INLINE G load_group(int64_t i, int64_t count) const {
+  HP_NORM_INLINE G load_group(int64_t i, int64_t count = G::kSize) const {
     G factors{};
     if constexpr (kWeight != Weight::kNone) load_some(factors, weight + i, count);
-    return finished(factors);
-  }
-
-  HP_NORM_INLINE G finished(G factors) const {
     for (Floats& part : factors.part) {
       part += weight_offset;
       if constexpr (kWeight == Weight::kRounded) part = round_to<W>(part);
@@ -120,12 +99,11 @@ struct ReadyFactors {
   using G = Group<T>;
   const float* factors;
 
-  HP_NORM_INLINE G load_group(int64_t i) const {
+  HP_NORM_INLINE G load_group(int64_t i, int64_t = G::kSize) const {
     G group;
     load_parts(group, factors + i);
     return group;
   }
-  HP_NORM_INLINE G load_group(int64_t i, int64_t) const { return load_group(i); }
 };
 
 // Whether the second pass takes x + residual as float32 from the first. Sparing two conversions of

@@ -12,7 +12,7 @@
 
 #include "../norm_call.h"
 #include "kernels.h"
-#include "prefetch.h"
+#include "launch_plan.h"
 #include "row_steps.cuh"
 
 namespace hp_norm {
@@ -31,7 +31,7 @@ constexpr size_t kSharedBytesWithoutAsking = 48 << 10;
 constexpr int kMaxDevices = 64;
 
 struct Device {
-  int32_t sm;  // 10 x major + minor; 0: not asked yet
+  int32_t sm;  // 10 x major + minor, of the code that it runs if that is older; 0: not asked yet
   int32_t num_sms;
 };
 
@@ -44,16 +44,32 @@ int32_t device_attribute(cudaDeviceAttr attribute, int32_t device_index) {
   return value;
 }
 
-const Device& device_of(int32_t device_index) {
+// The newest architecture whose rules the code for this device can follow: what the driver compiled
+// from PTX of sm_80 knows neither clusters nor the wait for the grid before.
+int32_t rules_sm(int32_t sm) {
+  constexpr int kFirstWithClusters = 90;
+  if (sm < kFirstWithClusters) return sm;
+  const LaunchConfig any = narrow_config(sm, 1024);
+  cudaFuncAttributes code;
+  check_cuda(cudaFuncGetAttributes(&code, find_kernel({DType::kBfloat16, false, false, any})),
+             "attributes of a kernel");
+  return code.ptxVersion < kFirstWithClusters ? code.ptxVersion : sm;
+}
+
+// Called with the device current.
+const Device& device_of(const char* op, int32_t device_index) {
   static std::array<Device, kMaxDevices> known;
   static std::mutex mutex;
-  if (device_index >= kMaxDevices) throw std::runtime_error("hp_norm: more than 64 devices");
+  if (device_index >= kMaxDevices) {
+    refuse(op, "x", "device must have an index below " + std::to_string(kMaxDevices),
+           std::to_string(device_index));
+  }
   const std::lock_guard<std::mutex> lock(mutex);
   Device& device = known[device_index];
   if (device.sm == 0) {
     device.num_sms = device_attribute(cudaDevAttrMultiProcessorCount, device_index);
-    device.sm = 10 * device_attribute(cudaDevAttrComputeCapabilityMajor, device_index) +
-                device_attribute(cudaDevAttrComputeCapabilityMinor, device_index);
+    device.sm = rules_sm(10 * device_attribute(cudaDevAttrComputeCapabilityMajor, device_index) +
+                         device_attribute(cudaDevAttrComputeCapabilityMinor, device_index));
   }
   return device;
 }
@@ -155,7 +171,7 @@ void run_cuda(const NormCall& call) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(call.device_index, &stream));
 
-  const Device& device = device_of(call.device_index);
+  const Device& device = device_of(call.op, call.device_index);
   const int32_t sm = device.sm;
   const int64_t elem_bytes = call.dtype == ScalarType::Float ? 4 : 2;
   const Alignment alignment = alignment_of(call, elem_bytes);
@@ -167,8 +183,8 @@ void run_cuda(const NormCall& call) {
 
   const int64_t ctas = ceil_div(call.num_tokens, config.rows_per_cta) * config.ctas_per_row;
   if (ctas > INT32_MAX) {
-    throw std::runtime_error("hp_norm: more rows than one launch can take, got " +
-                             std::to_string(call.num_tokens));
+    refuse(call.op, "x", "must have fewer rows: a CUDA launch takes 2147483647 CTAs",
+           std::to_string(call.num_tokens));
   }
   const bool dependent = sm >= 90 && call.num_tokens <= dependent_launch_max_tokens;
   cudaLaunchAttribute attributes[kMaxLaunchAttributes];

@@ -63,7 +63,7 @@ MUTATIONS = (
     mutation("lost-lane", "cuda/reduce.cuh", "for (; bit < 32; bit *= 2)",
              "for (; bit < 16; bit *= 2)", f"{LANES}[cuda-256-dtype0]",
              f"{CONFIGS}[4096-dtype0]"),
-    mutation("lost-last-vector", "cuda/prefetch.h", "p.vecs_per_row = shape.vecs_per_row;",
+    mutation("lost-last-vector", "cuda/launch_plan.h", "p.vecs_per_row = shape.vecs_per_row;",
              "p.vecs_per_row = shape.vecs_per_row - 1;", f"{SIZES}[cuda-dtype0-1000]"),
     mutation("unused-slots-not-cleared", "cuda/rms_norm.cuh", "chunk_sums[slot] = 0.0f;",
              "static_cast<void>(chunk_sums[slot]);",
@@ -123,7 +123,7 @@ MUTATIONS = (
              "kCluster && kAdd && p.num_tokens < 0",
              f"{LAST_ROW}[4096]"),
     # Where the next grid begins.
-    mutation("no-clusters-more", "cuda/prefetch.h", "/ ctas_per_row + first_gpc",
+    mutation("no-clusters-more", "cuda/launch_plan.h", "/ ctas_per_row + first_gpc",
              "/ ctas_per_row + 0 * first_gpc", f"{FIRST_GPC}[3]"),
     # The CPU implementation.
     mutation("cpu-lost-element", "cpu/row_kernel.cpp", "input.load_group(i, hidden_size - i)",
