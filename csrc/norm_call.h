@@ -63,7 +63,8 @@ inline OwnedTensor new_like(const char* op, const TensorView& x) {
     stride *= x.sizes[d] > 0 ? x.sizes[d] : 1;
   }
   AtenTensorHandle handle = nullptr;
-  // What the allocator says is lost on the way: it reaches the log alone.
+  // What the allocator says is lost on the way: the stable ABI of torch 2.11 passes on a code
+  // alone.
   if (aoti_torch_empty_strided(x.dim(), x.sizes.data(), strides.data(), x.dtype, x.device_type,
                                x.device_index, &handle) != AOTI_TORCH_SUCCESS) {
     refuse(op, "x", "its output must fit in memory (out of memory)", list_text(x.sizes));
