@@ -10,7 +10,7 @@ import ctypes
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,8 @@ def _guard_autograd() -> torch.library.Library:
     library = torch.library.Library("hp_norm", "IMPL")
 
     def guarded(name: str, op: torch._ops.OpOverload, arguments: tuple[str, ...]):
+        below = _write_below_autograd if name.endswith("_") else _call_below_autograd
+
         def call(*args, **options):
             if torch.is_grad_enabled():
                 for argument, value in zip(arguments, args, strict=False):
@@ -157,11 +159,7 @@ def _guard_autograd() -> torch.library.Library:
                             "call it under torch.inference_mode() or torch.no_grad()), "
                             "got requires_grad=True"
                         )
-            with torch._C._AutoDispatchBelowAutograd():
-                result = op(*args, **options)
-            if name.endswith("_"):
-                _count_writes(args[:2])
-            return result
+            return below(op, *args, **options)
 
         return call
 
@@ -202,19 +200,16 @@ def supports(
     return checks.problem(op + ("_" if in_place else ""), x, residual, weight, 0.0)
 
 
-def _count_writes(tensors: Sequence[Tensor]) -> None:
-    """Tell autograd that tensors were written: a graph that has saved one must not use it now."""
-    torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
-
-
-def _call_below_autograd(op: torch._ops.OpOverload, *arguments):
+def _call_below_autograd(op: torch._ops.OpOverload, *arguments, **options):
     with torch._C._AutoDispatchBelowAutograd():
-        return op(*arguments)
+        return op(*arguments, **options)
 
 
-def _write_below_autograd(op: torch._ops.OpOverload, *arguments):
-    _call_below_autograd(op, *arguments)
-    _count_writes(arguments[:2])
+def _write_below_autograd(op: torch._ops.OpOverload, *arguments, **options):
+    _call_below_autograd(op, *arguments, **options)
+    # x and the residual: a graph of autograd that has saved one must not use it now.
+    written = [tensor for tensor in arguments[:2] if not tensor.is_inference()]
+    torch.autograd.graph.increment_version(written)
 
 
 def _way_to(

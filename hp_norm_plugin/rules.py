@@ -15,6 +15,7 @@ from dataclasses import astuple, dataclass
 import torch
 
 from hp_norm_plugin import checks, ops
+from hp_norm_plugin.gpu import FIRST_WITH_CLUSTERS
 
 OPTIONS = {
     "trigger_early": 1,
@@ -172,8 +173,7 @@ def sm_of(device: torch.device | str | int) -> int:
     """
     if isinstance(device, str) and (named := re.fullmatch(r"sm_(\d+)", device)):
         return int(named[1])
-    is_name = isinstance(device, str) and device.startswith("sm_")
-    if is_name or torch.device(device).type != "cuda":
+    if str(device).startswith("sm_") or torch.device(device).type != "cuda":
         raise ValueError(f"explain: device: must be a CUDA device or such as sm_90, got {device}")
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
@@ -239,30 +239,31 @@ def explain(
 def candidates(hidden_size: int, dtype: torch.dtype, sm: int) -> list[Config]:
     """Every kernel that can hold such rows, as a configuration without options of a launch."""
     row_bytes = hidden_size * dtype.itemsize
+    splits = (1, 2, 4, 8) if sm >= FIRST_WITH_CLUSTERS else (1,)
     found = [
         Config(vec_bytes, vecs, rows, ctas)
         for vec_bytes in (16, 32)
         for vecs in (1, 2, 4)
-        for ctas in ((1, 2, 4, 8) if sm >= 90 else (1,))
+        for ctas in splits
         for rows in ((1, 2, 4, 8) if ctas == 1 else (1,))
         if row_bytes % vec_bytes == 0
     ]
     found += [
         Config(16, NARROW_VECS, rows, ctas, OPTIONS["narrow"])
-        for ctas in ((1, 2, 4, 8) if sm >= 90 else (1,))
+        for ctas in splits
         for rows in ((1, 2) if ctas == 1 else (1,))
     ]
     if row_bytes % 16 == 0:
+        keep = OPTIONS["keep_output"]
         found += [Config(16, vecs, options=OPTIONS["staged"]) for vecs in (4, 8)]
         found += [Config(16, vecs, options=OPTIONS["cached"]) for vecs in (2, 4)]
-        found.append(Config(16, 4, options=OPTIONS["staged"] | OPTIONS["keep_output"]))
+        found.append(Config(16, 4, options=OPTIONS["staged"] | keep))
         found += [
-            Config(16, vecs, 1, ctas, OPTIONS["keep_output"])
+            Config(16, vecs, 1, ctas, options)
+            for options in (keep, keep | OPTIONS["lean"])
             for vecs in (2, 4)
-            for ctas in ((1, 2, 4, 8) if sm >= 90 else (1,))
+            for ctas in splits
         ]
-        lean = OPTIONS["keep_output"] | OPTIONS["lean"]
-        found += [Config(16, 2, 1, ctas, lean) for ctas in (2, 4, 8) if sm >= 90]
     found.append(Config(16, 1, options=OPTIONS["reread"]))
     return [config for config in found if config.is_valid(row_bytes)]
 

@@ -11,6 +11,8 @@
 namespace hp_norm {
 
 inline constexpr int kWarp = 32;
+// From here on there are clusters, programmatic launch and the wait for the grid before.
+inline constexpr int32_t kFirstWithClusters = 90;
 inline constexpr int kMaxSharedChunks = 512;
 inline constexpr int64_t kNoLimit = INT64_MAX;
 
@@ -29,10 +31,10 @@ enum LaunchOption : int32_t {
   kStaged = 32,           // the row waits in shared memory, not in registers
   kCached = 256,          // the default cache policy (no clusters, one row a CTA, 2 or 4 vectors)
   kKeepOutput = 512,      // L2 gives the output up last (one row a CTA or cluster, 2 or 4 vectors)
-  kLean = 4096,     // fewer registers, so that one CTA more fits on an SM (kKeepOutput, clusters, 2
-                    // vectors; the fused add has no more than those)
-  kFillGpu = 1024,  // CTAs without a row, kFillCtasPerSm on every SM (fused add in clusters only)
+  kFillGpu = 1024,   // CTAs without a row, kFillCtasPerSm on every SM (fused add in clusters only)
   kPairCtas = 2048,  // CTAs are launched two by two (one row a CTA, an even number of them)
+  kLean = 4096,  // fewer registers, so that one CTA more fits on an SM (kKeepOutput, clusters, 2
+                 // vectors; the fused add has no more than those)
 };
 
 // kPairCtas is for where CTAs go. Of single ones an SM gets as many as it has room for when its
@@ -157,7 +159,7 @@ constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes) {
 constexpr LaunchConfig narrow_config(int32_t sm, int64_t row_bytes) {
   for (const int32_t ctas : {1, 2, 4, 8}) {
     const LaunchConfig config{16, kNarrowVecs, 1, ctas, kNarrow};
-    if ((ctas == 1 || sm >= 90) && is_valid(config, row_bytes)) return config;
+    if ((ctas == 1 || sm >= kFirstWithClusters) && is_valid(config, row_bytes)) return config;
   }
   return {16, 1, 1, 1, kReread};
 }

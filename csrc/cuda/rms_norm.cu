@@ -47,7 +47,6 @@ int32_t device_attribute(cudaDeviceAttr attribute, int32_t device_index) {
 // The newest architecture whose rules the code for this device can follow: what the driver compiled
 // from PTX of sm_80 knows neither clusters nor the wait for the grid before.
 int32_t rules_sm(int32_t sm) {
-  constexpr int kFirstWithClusters = 90;
   if (sm < kFirstWithClusters) return sm;
   const LaunchConfig any = narrow_config(sm, 1024);
   cudaFuncAttributes code;
@@ -128,7 +127,7 @@ LaunchConfig choose_config(const NormCall& call, int32_t sm, int64_t elem_bytes,
     const LaunchConfig& config = *forced_config;
     const bool any_access = config.options & (kNarrow | kReread);
     const bool clusters = config.ctas_per_row > 1 || (config.options & kPairCtas);
-    if (!is_valid(config, row_bytes) || (clusters && sm < 90) ||
+    if (!is_valid(config, row_bytes) || (clusters && sm < kFirstWithClusters) ||
         (!any_access && access_bytes < config.vec_bytes)) {
       throw std::runtime_error("hp_norm: the forced launch configuration cannot take these rows");
     }
@@ -186,7 +185,7 @@ void run_cuda(const NormCall& call) {
     refuse(call.op, "x", "must have fewer rows: a CUDA launch takes 2147483647 CTAs",
            std::to_string(call.num_tokens));
   }
-  const bool dependent = sm >= 90 && call.num_tokens <= dependent_launch_max_tokens;
+  const bool dependent = sm >= kFirstWithClusters && call.num_tokens <= dependent_launch_max_tokens;
   cudaLaunchAttribute attributes[kMaxLaunchAttributes];
   cudaLaunchConfig_t launch = plan_launch(params, config, shape, device.num_sms,
                                           first_gpcs[call.device_index], dependent, attributes);

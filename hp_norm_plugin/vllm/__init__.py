@@ -111,13 +111,12 @@ def _register() -> Registration:
 
     found = detect()
     planned = plan(found, mode)
+    state = compile_cache.graph_state() if planned.adapter is not None else None
     if found.has_ir and mode != "layer":
         from hp_norm_plugin.vllm import ir_provider
 
-        on_ir = planned.adapter == "ir"
-        state = compile_cache.graph_state() if on_ir else None
-        ir_provider.register_providers(supported=on_ir, state=state)
-    return planned if planned.adapter is None else _attach(planned)
+        ir_provider.register_providers(supported=planned.adapter == "ir", state=state)
+    return planned if state is None else _attach(planned, state)
 
 
 def _choose(mode: str, found: Host) -> str | None:
@@ -147,7 +146,7 @@ def _library_problem(found: Host) -> str | None:
     return None
 
 
-def _attach(planned: Registration) -> Registration:
+def _attach(planned: Registration, state: str) -> Registration:
     """Attach the planned adapter, the priority last; a failure before it is taken back."""
     from vllm.model_executor import custom_op
 
@@ -156,7 +155,7 @@ def _attach(planned: Registration) -> Registration:
     replaced = getattr(custom_op, "op_registry_oot", {})
     before = dict(replaced)
     try:
-        return _attach_all(planned)
+        return _attach_all(planned, state)
     except Exception:
         replaced.clear()
         replaced.update(before)
@@ -164,7 +163,7 @@ def _attach(planned: Registration) -> Registration:
         raise
 
 
-def _attach_all(planned: Registration) -> Registration:
+def _attach_all(planned: Registration, state: str) -> Registration:
     from hp_norm_plugin.vllm import compile_cache, report
 
     if planned.adapter == "layer":
@@ -172,7 +171,7 @@ def _attach_all(planned: Registration) -> Registration:
 
         if not layer.replace_layer("RMSNorm", layer.RMSNormLayer):
             return Registration(None, "vLLM's RMSNorm belongs to another plugin; nothing changed")
-    compile_cache.register_in_key(f"{planned.adapter}-{compile_cache.graph_state()}")
+    compile_cache.register_in_key(f"{planned.adapter}-{state}")
     _replace_gemma()
     try:
         report.log_after_load(planned.adapter)

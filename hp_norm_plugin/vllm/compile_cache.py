@@ -43,7 +43,7 @@ def graph_state() -> str:
     """
     from hp_norm_plugin import ops
 
-    flags = [_value_of(flag)() for flag in settings.FLAGS if flag.shapes_graph]
+    flags = [settings.read_flag(flag).value for flag in settings.FLAGS if flag.shapes_graph]
     return "-".join([ops.library_status().digest, source_digest(), *flags])
 
 

@@ -24,6 +24,18 @@ def run(python, out, *arguments):
     return done, json.loads(results[0].read_text())
 
 
+def run_script(python, script, **environ):
+    """Run engines in one process of their own, which must end well; return what it said."""
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
+    environment.pop("HP_NORM_PLUGIN", None)
+    done = subprocess.run(
+        [python, "-c", script, str(EXAMPLE.parent)],
+        capture_output=True, text=True, env=environment | environ, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
 def test_three_starts_in_one_cache(python, tmp_path):
     """On, off, on: each setting has one key, its own, and runs its own graph."""
     done, result = run(python, tmp_path, "cache", "--model", "tiny-llama", "--starts", "3")
@@ -83,27 +95,14 @@ print("TOKENS", list(out[0].outputs[0].token_ids))
 
 def test_sizes_that_dynamo_does_not_know(python, tmp_path):
     """No check of ours may ask for one: the engine would end where vLLM measures its memory."""
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1",
-                   "VLLM_CACHE_ROOT": str(tmp_path)}  # fmt: skip
-    environment.pop("HP_NORM_PLUGIN", None)
-    done = subprocess.run(
-        [python, "-c", UNKNOWN_SIZES, str(EXAMPLE.parent)],
-        capture_output=True, text=True, env=environment, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+    done = run_script(python, UNKNOWN_SIZES, VLLM_CACHE_ROOT=str(tmp_path))
     assert "TOKENS" in done.stdout
     assert "5 of 5 norm layers on the operator" in done.stdout + done.stderr
 
 
 def test_two_engines_in_one_process(python):
     """Both run the operator, eagerly here, which is the in-place path."""
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
-    environment.pop("HP_NORM_PLUGIN", None)
-    done = subprocess.run(
-        [python, "-c", TWO_ENGINES, str(EXAMPLE.parent)],
-        capture_output=True, text=True, env=environment, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+    done = run_script(python, TWO_ENGINES)
     assert "ADAPTER ir" in done.stdout
     calls = [line for line in done.stdout.splitlines() if line.startswith("CALLS")]
     assert len(calls) == 2 and calls[0] == calls[1]
