@@ -30,9 +30,10 @@ OPTIONS = {
     "fill_gpu": 1024,
     "pair_ctas": 2048,
     "lean": 4096,
+    "read_once": 8192,
 }
 # Options that pick the kernel; the others change how one is launched.
-PATHS = ("narrow", "reread", "staged", "cached", "keep_output", "lean")
+PATHS = ("narrow", "reread", "staged", "cached", "keep_output", "lean", "read_once")
 NARROW_VECS = 2
 OPS = ("any", "add", "plain")
 
@@ -258,6 +259,7 @@ def candidates(hidden_size: int, dtype: torch.dtype, sm: int) -> list[Config]:
         found += [Config(16, vecs, options=OPTIONS["staged"]) for vecs in (4, 8)]
         found += [Config(16, vecs, options=OPTIONS["cached"]) for vecs in (2, 4)]
         found.append(Config(16, 4, options=OPTIONS["staged"] | keep))
+        found.append(Config(16, 8, options=OPTIONS["staged"] | OPTIONS["read_once"]))
         found += [
             Config(16, vecs, 1, ctas, options)
             for options in (keep, keep | OPTIONS["lean"])

@@ -44,10 +44,11 @@ AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** s
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device_index) {
   std::printf("attribute: of device %d\n", device_index);
-  *value = attribute == cudaDevAttrComputeCapabilityMajor   ? 9
-           : attribute == cudaDevAttrComputeCapabilityMinor ? 0
-           : attribute == cudaDevAttrMultiProcessorCount    ? 132
-                                                            : -1;
+  *value = attribute == cudaDevAttrComputeCapabilityMajor         ? 9
+           : attribute == cudaDevAttrComputeCapabilityMinor       ? 0
+           : attribute == cudaDevAttrMultiProcessorCount          ? 132
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 227 << 10
+                                                                  : -1;
   return cudaSuccess;
 }
 
@@ -56,7 +57,10 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   return cudaSuccess;
 }
 
-cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {
+  std::printf("limit: %d bytes\n", value);
+  return cudaSuccess;
+}
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void*, void**) {
   unsigned cluster = 1;

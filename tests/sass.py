@@ -21,7 +21,9 @@ FACTS = Path(__file__).with_name("sass_facts.json")
 KERNEL = re.compile(r"Function : \S*?(rms_norm_(?:reread_)?kernel)I(\S+?)EvNS_10NormParamsE")
 GLOBAL = re.compile(r"\b(LDG|STG|LDGSTS)\.E(?:\.[A-Z0-9]+)*")  # LDGSTS: cp.async
 # Of RowPath, in its order.
-PATHS = ("wide", "rows", "cached", "kept", "narrow", "staged", "staged kept", "kept lean")
+PATHS = (
+    "wide", "rows", "cached", "kept", "narrow", "staged", "staged kept", "kept lean", "staged once"
+)  # fmt: skip
 DTYPES = {"f": "float32", "13__nv_bfloat16": "bfloat16", "6__half": "float16"}
 
 

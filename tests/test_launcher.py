@@ -42,7 +42,7 @@ def test_the_device_of_the_tensors_is_guarded_and_restored(launcher):
     assert launcher() == [
         "guard: device 1",
         "stream: of device 1",
-        *["attribute: of device 1"] * 3,
+        *["attribute: of device 1"] * 4,
         f"launch: on device 1, stream of device 1, {rule.num_ctas} CTAs of "
         f"{rule.threads_per_row} threads, clusters of {rule.config.ctas_per_row}, 128 bytes, "
         f"{1 + (rule.config.ctas_per_row > 1)} attributes",
@@ -77,6 +77,21 @@ def test_ctas_with_a_row_each_are_launched_in_pairs_where_all_have_one(
     assert "pair_ctas" in rule.config.option_names() and rule.config.ctas_per_row == 1
     launch = launcher("add", str(num_tokens), "8192")[-2]
     assert f" {num_tokens} CTAs of {rule.threads_per_row} threads, clusters of {cluster}," in launch
+
+
+@pytest.mark.parametrize("hidden_size", [28672, 32768])
+def test_every_long_staged_row_asks_for_the_same_shared_memory(launcher, hidden_size):
+    """The limit is the kernel's, for all threads: another one could come before a launch."""
+    assert "staged" in rules.explain(
+        256, hidden_size, torch.bfloat16, "sm_90", add=False
+    ).config.option_names()  # fmt: skip
+    *_, limit, launch, _ = launcher("plain", "256", str(hidden_size))
+    assert limit == f"limit: {227 << 10} bytes"
+    assert f" {hidden_size * 2 + 512} bytes" in launch
+
+
+def test_a_short_row_sets_no_limit(launcher):
+    assert not [line for line in launcher("add", "256", "8192") if line.startswith("limit")]
 
 
 def test_a_library_with_old_code_alone_launches_no_clusters(launcher):

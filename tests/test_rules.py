@@ -142,6 +142,15 @@ def test_lean_rows_are_of_two_vectors_in_a_cluster(vecs, ctas, path, may):
 
 
 @pytest.mark.parametrize(
+    ("vecs", "path", "may"), [(8, "staged", True), (4, "staged", False), (4, "keep_output", False)]
+)
+def test_rows_read_once_are_staged_with_eight_vectors(vecs, path, may):
+    """No kernel is compiled for others."""
+    options = rules.OPTIONS["read_once"] + rules.OPTIONS[path]
+    assert rules.Config(16, vecs, options=options).is_valid(16384) == may
+
+
+@pytest.mark.parametrize(
     ("rows", "ctas", "others", "may"),
     [(1, 1, 0, True), (2, 1, 0, False), (1, 2, 0, False), (1, 1, rules.OPTIONS["fill_gpu"], False)],
 )
@@ -155,7 +164,7 @@ def test_every_kernel_is_used_by_a_rule():
     """What no rule takes is compiled for nothing. A 32-byte rule serves 16-byte rows, too."""
 
     def kernel(config):
-        paths = {"staged", "cached", "keep_output", "lean"} & set(config.option_names())
+        paths = set(rules.PATHS) & set(config.option_names())
         paths |= {"rows"} if config.rows_per_cta > 1 else set()
         paths |= {"cluster"} if config.ctas_per_row > 1 else set()
         return config.vec_bytes, config.vecs_per_thread, *sorted(paths)

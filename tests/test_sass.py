@@ -30,8 +30,9 @@ def test_every_instantiation_is_compiled_for_every_architecture():
     assert all(found == names[ARCHS[0]] for found in names.values())
     # 3 dtypes and their weights, with and without add: 3 + 2 wide kernels for one row a CTA, for
     # several, and for clusters; 2 narrow, 2 staged, 1 re-reading; and, beside weights of x's dtype,
-    # 2 cached, and 4 that keep their output in L2, 1 of them staged; and a lean one, plain only.
-    assert len(names[ARCHS[0]]) == 5 * 2 * (3 * 5 + 5) + 3 * 2 * (2 + 4) + 3
+    # 2 cached, and 4 that keep their output in L2, 1 of them staged; and for the plain norm alone
+    # a lean one and one that reads once.
+    assert len(names[ARCHS[0]]) == 5 * 2 * (3 * 5 + 5) + 3 * 2 * (2 + 4) + 3 * 2
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -58,7 +59,7 @@ def test_no_kernel_that_a_rule_chooses_spills(arch):
             rule.config.ctas_per_row > 1,
             *(
                 path in rule.config.option_names()
-                for path in ("staged", "cached", "keep_output", "lean")
+                for path in ("staged", "cached", "keep_output", "lean", "read_once")
             ),
         )
         for rule in rules.table()
@@ -69,7 +70,7 @@ def test_no_kernel_that_a_rule_chooses_spills(arch):
     for kernel, vec_bytes in wide_kernels(arch):
         vecs = int(kernel.name.split(", ")[3])
         op = "add" if "add" in kernel.name else "plain"
-        kinds = ("cluster", "staged", "cached", "kept", "lean")
+        kinds = ("cluster", "staged", "cached", "kept", "lean", "once")
         key = (op, vec_bytes, vecs, *(kind in kernel.name for kind in kinds))
         if key in chosen:
             assert kernel.local_accesses == 0 and kernel.stack == 0, kernel

@@ -132,11 +132,22 @@ __device__ __forceinline__ void store_wide(void* to, const uint32_t (&words)[kWo
 
 // 16 bytes from global to shared memory, past L1 and the registers; zeros if not `valid`. The
 // thread that copied sees them after its own wait, other threads after a barrier behind that.
+// kOnce: L2 gives the line up first.
+template <bool kOnce>
 __device__ __forceinline__ void copy_to_shared_async(uint4* to, const void* from, bool valid) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
-               "r"(valid ? 16 : 0)
-               : "memory");
+  const int bytes = valid ? 16 : 0;
+  if constexpr (kOnce) {
+    // evict_first for all lines, as createpolicy encodes it.
+    constexpr uint64_t kEvictFirst = 0x12f0000000000000;
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(address),
+                 "l"(from), "r"(bytes), "l"(kEvictFirst)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
+                 "r"(bytes)
+                 : "memory");
+  }
 }
 __device__ __forceinline__ void commit_async_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -65,6 +65,9 @@ struct Kernels {
                      : row<16, kNarrowVecs, false, RowPath::kNarrow>();
     }
     if (config.options & kStaged) {
+      if constexpr (std::is_same_v<T, W> && !kAdd) {
+        if (config.options & kReadOnce) return row<16, 8, false, RowPath::kStagedOnce>();
+      }
       return config.vecs_per_thread == 4 ? row<16, 4, false, RowPath::kStaged>()
                                          : row<16, 8, false, RowPath::kStaged>();
     }

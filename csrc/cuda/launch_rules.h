@@ -35,6 +35,8 @@ enum LaunchOption : int32_t {
   kPairCtas = 2048,  // CTAs are launched two by two (one row a CTA, an even number of them)
   kLean = 4096,  // fewer registers, so that one CTA more fits on an SM (kKeepOutput, clusters, 2
                  // vectors; the fused add has no more than those)
+  kReadOnce = 8192,  // L2 gives x up first (kStaged, 8 vectors; not for the fused add, which writes
+                     // over it)
 };
 
 // kPairCtas is for where CTAs go. Of single ones an SM gets as many as it has room for when its
@@ -130,6 +132,7 @@ constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes) {
   const bool cached = config.options & kCached;
   const bool kept = config.options & kKeepOutput;
   const bool lean = config.options & kLean;
+  const bool once = config.options & kReadOnce;
   const bool known_width =
       staged           ? config.vec_bytes == 16 && (vecs == 4 || (vecs == 8 && !kept))
       : cached || kept ? config.vec_bytes == 16 && (vecs == 2 || vecs == 4)
@@ -142,6 +145,7 @@ constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes) {
   if ((staged || cached) && (narrow || !own_cta || (staged && cached))) return false;
   if ((config.options & kPairCtas) && (!own_cta || (config.options & kFillGpu))) return false;
   if (lean && (!kept || vecs != 2 || ctas == 1)) return false;
+  if (once && (!staged || vecs != 8)) return false;
   const LaunchShape shape = launch_shape(config, row_bytes);
   if (kept && (cached || narrow || config.rows_per_cta != 1 || vecs * ctas == 2)) return false;
   if (config.options & kReread) {

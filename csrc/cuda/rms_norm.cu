@@ -33,6 +33,7 @@ constexpr int kMaxDevices = 64;
 struct Device {
   int32_t sm;  // 10 x major + minor, of the code that it runs if that is older; 0: not asked yet
   int32_t num_sms;
+  int32_t max_shared_bytes;  // of a CTA that asks for more than kSharedBytesWithoutAsking
 };
 
 // By device: at which GPC its filled launches have the next grid begin (hp_norm_set_first_gpc).
@@ -67,6 +68,8 @@ const Device& device_of(const char* op, int32_t device_index) {
   Device& device = known[device_index];
   if (device.sm == 0) {
     device.num_sms = device_attribute(cudaDevAttrMultiProcessorCount, device_index);
+    device.max_shared_bytes =
+        device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device_index);
     device.sm = rules_sm(10 * device_attribute(cudaDevAttrComputeCapabilityMajor, device_index) +
                          device_attribute(cudaDevAttrComputeCapabilityMinor, device_index));
   }
@@ -158,7 +161,6 @@ NormParams make_params(const NormCall& call, const LaunchConfig& config, const L
   p.inverse_size = static_cast<float>(1.0 / static_cast<double>(call.hidden_size));
   p.eps = call.eps;
   p.weight_offset = call.weight_offset;
-  p.has_weight_offset = call.weight_offset != 0.0f;
   p.round_before_weight = call.round_before_weight;
   plan_row(p, config, shape);
   plan_prefetch(p, config, shape, num_sms, elem_bytes, x_pitch, residual_pitch);
@@ -189,13 +191,10 @@ void run_cuda(const NormCall& call) {
   cudaLaunchAttribute attributes[kMaxLaunchAttributes];
   cudaLaunchConfig_t launch = plan_launch(params, config, shape, device.num_sms,
                                           first_gpcs[call.device_index], dependent, attributes);
-  // The limit is the function's: no other thread may set another before this launch.
-  static std::mutex limit;
-  std::unique_lock<std::mutex> lock(limit, std::defer_lock);
   if (launch.dynamicSmemBytes > kSharedBytesWithoutAsking) {
-    lock.lock();
+    // The limit is the function's, for all threads: so it is the same in every call.
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(launch.dynamicSmemBytes)),
+                                    device.max_shared_bytes),
                "shared memory of a staged row");
   }
   launch.stream = static_cast<cudaStream_t>(stream);

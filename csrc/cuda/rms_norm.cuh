@@ -28,7 +28,8 @@ __global__ void __maxnreg__(max_registers(kPath, kVecs * kElems * int(sizeof(T))
   constexpr bool kCached = kPath == RowPath::kCached;
   constexpr bool kKept =
       kPath == RowPath::kKept || kPath == RowPath::kLean || kPath == RowPath::kStagedKept;
-  constexpr bool kStaged = kPath == RowPath::kStaged || kPath == RowPath::kStagedKept;
+  constexpr bool kOnce = kPath == RowPath::kStagedOnce;
+  constexpr bool kStaged = kPath == RowPath::kStaged || kPath == RowPath::kStagedKept || kOnce;
   constexpr bool kSeveralRows = !kCluster && (kPath == RowPath::kRows || kNarrow);
   constexpr RowAccess kAccess = kNarrow   ? RowAccess::kNarrow
                                 : kCached ? RowAccess::kCached
@@ -126,9 +127,10 @@ __global__ void __maxnreg__(max_registers(kPath, kVecs * kElems * int(sizeof(T))
     const int vec = first_vec + i * blockDim.x;
     if constexpr (kStaged) {
       const bool in_row = vec < p.vecs_per_row;
-      copy_to_shared_async(staged_x + i * blockDim.x, x + vec * kElems, in_row);
+      copy_to_shared_async<kOnce>(staged_x + i * blockDim.x, x + vec * kElems, in_row);
       if constexpr (kAdd) {
-        copy_to_shared_async(staged_residual + i * blockDim.x, residual + vec * kElems, in_row);
+        copy_to_shared_async<false>(staged_residual + i * blockDim.x, residual + vec * kElems,
+                                    in_row);
       }
       // Two groups: the first half of the row is added while the second arrives.
       if (i == kVecs / 2 - 1 || i == kVecs - 1) commit_async_copies();
@@ -243,7 +245,7 @@ __global__ void __maxnreg__(max_registers(kPath, kVecs * kElems * int(sizeof(T))
   };
   // Few models have an offset; a tenth of the instructions is its addition (H200, 2026-11-26). With
   // 8 vectors a second copy of the loop would spill.
-  if (kNarrow || kVecs > 4 || p.has_weight_offset) {
+  if (kNarrow || kVecs > 4 || p.weight_offset != 0.0f) {
     finish(std::true_type{});
   } else {
     finish(std::false_type{});

@@ -17,6 +17,7 @@ enum class RowPath {
   kStaged,  // whole vectors, in shared memory: fewer registers, so that two long rows fit on an SM
   kStagedKept,  // as kStaged, and the output stays in L2
   kLean,        // as kKept, in fewer registers (plain norm in a cluster)
+  kStagedOnce,  // as kStaged, and L2 gives x up first (plain norm)
 };
 
 template <RowAccess kAccess>
@@ -34,6 +35,7 @@ constexpr int max_registers(RowPath path, int vecs, bool add, bool cluster, bool
   if (cluster) return vecs == 1 ? (add ? 32 : 40) : vecs == 2 ? (add ? 48 : 56) : 64;
   switch (path) {
     case RowPath::kStaged:
+    case RowPath::kStagedOnce:
     case RowPath::kStagedKept: return vecs == 8 && add ? 64 : 48;
     case RowPath::kRows: return vecs == 1 ? 40 : vecs == 2 ? 48 : 64;
     default: return vecs == 1 ? 32 : vecs == 2 ? 40 : 64;

@@ -58,10 +58,9 @@ struct NormParams {
   uint32_t residual_request_bytes;  // where rows are not contiguous
   uint32_t groups_with_ahead;       // so many CTAs or clusters, the first, ask for rows ahead
   uint32_t first_wave_groups;  // and so many for their residual, and the weight, before the wait
-  bool has_weight_offset;
-  bool round_before_weight;  // narrow and re-reading kernels only
-  bool trigger_early;        // launch_dependents between griddepcontrol.wait and the loads
-  bool trigger_after_loads;  // or behind them; neither: when the CTAs end
+  bool round_before_weight;    // narrow and re-reading kernels only
+  bool trigger_early;          // launch_dependents between griddepcontrol.wait and the loads
+  bool trigger_after_loads;    // or behind them; neither: when the CTAs end
 };
 
 // Programmatic dependent launch: nothing is read or written before the wait, the weight included
