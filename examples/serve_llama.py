@@ -66,7 +66,7 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
     add(
         "--may-stand-aside",
         action="store_true",
-        help="exit with 0 even when the plugin leaves every norm to vLLM",
+        help="exit with 0 when the plugin leaves every norm to vLLM, too",
     )
     add("--enforce-eager", action="store_true", help="no compilation, no CUDA graphs")
     add(
@@ -160,7 +160,7 @@ def run_cache(model: models.Model, args: argparse.Namespace, console: Console) -
     """Start several times in one compile cache."""
     result = cache.run(model, args)
     cache.show(console, result)
-    apart, sentence = cache.verdict(result, args.gpu)
+    apart, sentence = cache.verdict(result, args.gpu, args.may_stand_aside)
     return {**result, "ok": apart, "verdict": sentence}
 
 

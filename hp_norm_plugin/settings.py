@@ -42,6 +42,7 @@ PLUGIN = Flag(
     # down; vLLM's own norm is the state that cannot surprise anyone.
     on_unknown="0",
     meaning="which vLLM adapter runs: auto takes what the installed vLLM has, 0 is off",
+    shapes_graph=False,  # the adapter does
     aliases={"1": "auto", "on": "auto", "true": "auto", "off": "0", "false": "0", "no": "0"},
 )
 

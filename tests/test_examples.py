@@ -241,6 +241,25 @@ def test_cache_verdict_sees_a_shared_key():
     assert cache.verdict({"starts": starts}, gpu=False)[1].startswith("both settings have one key")
 
 
+ASIDE = [start("on", "a", 0, 0, 1), start("off", "a", 0), start("on", "a", 0)]
+
+
+@pytest.mark.parametrize(
+    ("starts", "may", "fine", "words"),
+    [
+        (ASIDE, True, True, "3 starts, one key for both settings; each later start loaded the fir"),
+        (ASIDE, False, False, "plugin on: 0 calls a step"),
+        ([ASIDE[0], start("off", "b", 0)], True, False, "the settings have two keys for one graph"),
+        ([ASIDE[0], start("off", "a", 0, 0, 1)], True, False, "1 later starts did not load"),
+        (FILL, True, True, "2 starts, one key for each setting"),
+    ],
+)
+def test_cache_verdict_of_a_model_that_the_plugin_leaves_alone(starts, may, fine, words):
+    verdict = cache.verdict({"starts": starts}, gpu=True, may_stand_aside=may)
+    assert verdict[0] is fine
+    assert words in verdict[1]
+
+
 def test_agreement_names_the_nearest_order():
     rows = [
         {"against_off": name, "logprob_moved_mean": moved}

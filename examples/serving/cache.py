@@ -1,4 +1,7 @@
-"""Starts in one compile cache: no setting may run the other's graph, or compile its own twice."""
+"""Starts in one compile cache: no setting may run the other's graph, or compile its own twice.
+
+Where the plugin takes no norm of a model, the graph is the same, and one is enough.
+"""
 
 from __future__ import annotations
 
@@ -62,27 +65,36 @@ def _look(engine: Any, setting: str, args: argparse.Namespace) -> dict[str, Any]
     }
 
 
-def verdict(result: dict[str, Any], gpu: bool) -> tuple[bool, str]:
+def verdict(result: dict[str, Any], gpu: bool, may_stand_aside: bool = False) -> tuple[bool, str]:
     """Return whether the cache kept the settings apart, and one sentence.
 
-    On a CPU vLLM never loads what it saved, so only the keys and the calls are judged there.
+    A model of which the plugin takes no norm has the same graph with it and without: where that is
+    allowed, the settings must share it. On a CPU vLLM never loads what it saved, so only the keys
+    and the calls are judged there.
     """
     starts = result["starts"]
+    aside = may_stand_aside and not any(start["hp_norm_per_step"] for start in starts)
     dirs: dict[str, set[str]] = {offline.OFF: set(), offline.ON: set()}
     for start in starts:
         dirs[start["plugin"]].add(start["cache_dir"])
         ran = start["hp_norm_per_step"] > 0
-        if ran != (start["plugin"] == offline.ON):
+        if ran != (start["plugin"] == offline.ON) and not aside:
             return False, f"plugin {start['plugin']}: {start['hp_norm_per_step']:g} calls a step"
     if not all(len(found) == 1 for found in dirs.values()):
         return False, "one setting had two keys: it would compile again"
-    if dirs[offline.OFF] & dirs[offline.ON]:
+    shared = bool(dirs[offline.OFF] & dirs[offline.ON])
+    if shared and not aside:
         return False, "both settings have one key: one would run the other's graph"
-    again = [start for start in starts[2:] if start["loaded"] != 1 or start["compiled"]]
+    if aside and not shared:
+        return False, "the settings have two keys for one graph: it would be compiled again"
+    later = starts[1 if shared else 2 :]
+    again = [start for start in later if start["loaded"] != 1 or start["compiled"]]
     if gpu and again:
         return False, f"{len(again)} later starts did not load their graph"
-    loaded = "; each later start loaded its own graph" if gpu and len(starts) > 2 else ""
-    return True, f"{len(starts)} starts, one key for each setting{loaded}"
+    keys = "one key for both settings" if shared else "one key for each setting"
+    whose = "the first one's" if shared else "its own"
+    loaded = f"; each later start loaded {whose} graph" if gpu and later else ""
+    return True, f"{len(starts)} starts, {keys}{loaded}"
 
 
 def show(console: Console, result: dict[str, Any]) -> None:

@@ -102,7 +102,7 @@ def _register() -> Registration:
 
     warnings = [reading.warning for reading in settings.read_all().values() if reading.warning]
     mode = settings.read_flag(settings.PLUGIN).value
-    compile_cache.register_in_key("off")
+    compile_cache.remove_from_key()
     if mode == "0":
         why = "; ".join(warnings) or f"{settings.PLUGIN.name}=0"
         return Registration(None, f"off ({why})")
@@ -159,7 +159,7 @@ def _attach(planned: Registration, state: str) -> Registration:
     except Exception:
         replaced.clear()
         replaced.update(before)
-        compile_cache.register_in_key("off")
+        compile_cache.remove_from_key()
         raise
 
 
@@ -171,7 +171,8 @@ def _attach_all(planned: Registration, state: str) -> Registration:
 
         if not layer.replace_layer("RMSNorm", layer.RMSNormLayer):
             return Registration(None, "vLLM's RMSNorm belongs to another plugin; nothing changed")
-    compile_cache.register_in_key(f"{planned.adapter}-{state}")
+    if planned.adapter == "layer" or not _providers_say_all():
+        compile_cache.register_in_key(f"{planned.adapter}-{state}")
     _replace_gemma()
     try:
         report.log_after_load(planned.adapter)
@@ -182,6 +183,16 @@ def _attach_all(planned: Registration, state: str) -> Registration:
 
         ir_provider.put_first()
     return planned
+
+
+def _providers_say_all() -> bool:
+    """Return whether the IR's providers say all in vLLM's key that shapes a graph of ours.
+
+    With `HP_NORM_SCOPE=all` Gemma's layer comes into graphs, too.
+    """
+    from hp_norm_plugin.vllm import ir_provider
+
+    return ir_provider.are_in_key() and settings.read_flag(settings.SCOPE).value != "all"
 
 
 def _replace_gemma() -> None:

@@ -2,14 +2,15 @@
 
 vLLM loads a compiled graph before it traces anything, by a key made of its configuration and of
 the environment variables that it knows. A graph with our nodes must not be taken by a process
-that runs without them, nor one compiled against another build of the library, so everything of
-ours that shapes a graph becomes a variable that vLLM knows.
+that runs without them, nor one compiled against another build of the library. A provider of
+vLLM's IR is in the key of the models that may run on it, with its `uuid`; what comes into a graph
+by a layer is not, so there the state becomes a variable that vLLM knows. Whatever has none of our
+nodes, off and models that stand aside, has the key that it would have without the plugin.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 from hp_norm_plugin import settings
@@ -28,10 +29,6 @@ def source_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _value_of(flag: settings.Flag) -> Callable[[], str]:
-    return lambda: settings.read_flag(flag).value
-
-
 def graph_state() -> str:
     """Return all of ours that shapes a graph, in one string: two digests, and the flags.
 
@@ -48,13 +45,12 @@ def graph_state() -> str:
 
 
 def register_in_key(state: str) -> None:
-    """Add the flags that shape a graph and `state` to the variables that vLLM hashes.
+    """Add `state` to the variables that vLLM hashes, as `HP_NORM_STATE`, which nobody sets.
 
     Parameters
     ----------
     state
-        "off", or the adapter and the digests of the library and the sources. It is kept under
-        `HP_NORM_STATE`, which is no flag: nobody sets it.
+        The adapter, the digests of the library and the sources, and the flags.
 
     Raises
     ------
@@ -65,7 +61,11 @@ def register_in_key(state: str) -> None:
     """
     from vllm import envs
 
-    for flag in settings.FLAGS:
-        if flag.shapes_graph:
-            envs.environment_variables[flag.name] = _value_of(flag)
     envs.environment_variables[STATE] = lambda: state
+
+
+def remove_from_key() -> None:
+    """Take back what `register_in_key` did, if anything."""
+    from vllm import envs
+
+    getattr(envs, "environment_variables", {}).pop(STATE, None)

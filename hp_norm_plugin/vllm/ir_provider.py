@@ -114,9 +114,17 @@ def register_providers(*, supported: bool, state: str | None = None) -> None:
         )
         impl = register(function)
         if state is not None and hasattr(impl, "uuid"):
-            # What torch's own caches of graphs know of a provider, which is else this file alone.
+            # What the keys of vLLM and of torch's own caches have of a provider, which is else this
+            # file alone.
             uuid = f"{impl.uuid()}-{state}"
             impl.uuid = lambda uuid=uuid: uuid
+
+
+def are_in_key() -> bool:
+    """Return whether the installed vLLM asks the providers of a model for its compile-cache key."""
+    from vllm import ir
+
+    return hasattr(ir.ops.fused_add_rms_norm.impls[COMPILED], "uuid")
 
 
 def put_first() -> None:
@@ -135,7 +143,7 @@ def put_first() -> None:
         priority = original(vllm_config)
         announce()
         try:
-            if policy.stand_aside(vllm_config) is None:
+            if policy.stand_aside_as_provider(vllm_config) is None:
                 provider = COMPILED if policy.uses_inductor(vllm_config) else EAGER
                 for name in OPS:
                     setattr(priority, name, [provider, *getattr(priority, name)])

@@ -32,21 +32,25 @@ class _OnOperator:
     """What the two layers share: when they stand aside, and the call of the operator.
 
     `__init__` changes between vLLM versions and is not overridden; `dispatch_forward` is what it
-    calls once the configuration is known.
+    calls once the configuration is known. A layer that stands aside as a whole becomes one of
+    vLLM's own class again, so that its graph is the one that vLLM has without the plugin.
     """
 
-    hp_norm_reason: str | None
+    hp_norm_host: type  # vLLM's own class
     hp_norm_compiled: bool
 
     def dispatch_forward(self, *args: Any, **kwargs: Any) -> Any:
         vllm_config = get_current_vllm_config()
-        self.hp_norm_reason = policy.stand_aside_as_layer(vllm_config)
+        if self._stands_aside(vllm_config):
+            self.__class__ = self.hp_norm_host
+            return self.dispatch_forward(*args, **kwargs)
         self.hp_norm_compiled = policy.uses_inductor(vllm_config)
         return super().dispatch_forward(*args, **kwargs)  # type: ignore[misc]
 
+    def _stands_aside(self, vllm_config: Any) -> bool:
+        return policy.stand_aside_as_layer(vllm_config) is not None
+
     def _declines(self, x: torch.Tensor, residual: torch.Tensor | None, weight: Any) -> bool:
-        if self.hp_norm_reason is not None:
-            return True
         size = getattr(self, "variance_size_override", None)
         if self.hp_norm_compiled:
             return policy.decline_compiled(x, residual, weight, size, _scope) is not None
@@ -74,6 +78,8 @@ class _OnOperator:
 class RMSNormLayer(_OnOperator, layernorm.RMSNorm):
     """vLLM's RMSNorm on the operator."""
 
+    hp_norm_host = layernorm.RMSNorm
+
     def _hp_norm_weight(self, residual: torch.Tensor | None) -> torch.Tensor | None:
         passed = "pass_weight" if residual is None else "pass_weight_add"
         return self.weight.data if getattr(self, passed, True) else None
@@ -97,16 +103,17 @@ class RMSNormLayer(_OnOperator, layernorm.RMSNorm):
 class GemmaRMSNormLayer(_OnOperator, layernorm.GemmaRMSNorm):
     """vLLM's GemmaRMSNorm on the operator, which adds the one to the weight itself.
 
-    In a graph compiled by Inductor it stays there (`policy.decline_compiled`, "converted weight").
+    In a graph compiled by Inductor it stays there (`policy.CONVERTED_WEIGHT`).
     """
+
+    hp_norm_host = layernorm.GemmaRMSNorm
 
     def _hp_norm_weight(self, residual: torch.Tensor | None) -> torch.Tensor | None:
         return self.weight.data
 
-    def _declines(self, x: torch.Tensor, residual: torch.Tensor | None, weight: Any) -> bool:
-        if self.hp_norm_compiled and _scope != "all":
-            return True
-        return super()._declines(x, residual, weight)
+    def _stands_aside(self, vllm_config: Any) -> bool:
+        inductors = policy.uses_inductor(vllm_config) and _scope != "all"
+        return inductors or super()._stands_aside(vllm_config)
 
     def _hp_norm(self, x: torch.Tensor, residual: torch.Tensor | None) -> Output:
         ops = torch.ops.hp_norm

@@ -67,8 +67,21 @@ def stand_aside(vllm_config: Any) -> str | None:
     return None
 
 
-# Architectures of vLLM 0.26 and 0.33 whose layers are GemmaRMSNorm.
-CONVERTING = ("Gemma", "Qwen3Next", "Qwen3_5", "Rnj1", "Step3p5", "AliceAI")
+CONVERTED_WEIGHT = "converted weight (Inductor folds it into the norm)"
+
+# Architectures of vLLM 0.26 to 0.33 whose norms are all GemmaRMSNorm, by the beginnings of their
+# names: not Gemma3n and Gemma4, whose weights are as they are stored.
+CONVERTING = (
+    "GemmaFor",
+    "Gemma2",
+    "Gemma3For",
+    "Gemma3Text",
+    "Qwen3Next",
+    "Qwen3_5",
+    "Rnj1",
+    "Step3p5",
+    "AliceAI",
+)
 
 
 def converts_weights(model_config: Any) -> bool:
@@ -89,10 +102,25 @@ def fuses_all_reduce(vllm_config: Any) -> bool:
     )
 
 
+def stand_aside_as_provider(vllm_config: Any) -> str | None:
+    """Return `stand_aside`'s reason, or why every norm of a compiled graph would be declined.
+
+    A model that nothing was put first for has the graph, and the key of it, that it would have
+    without the plugin.
+    """
+    reason = stand_aside(vllm_config)
+    scope = settings.read_flag(settings.SCOPE).value
+    if reason is None and scope != "all" and uses_inductor(vllm_config):
+        model = vllm_config.model_config
+        if model is not None and converts_weights(model):
+            return CONVERTED_WEIGHT
+    return reason
+
+
 def stand_aside_as_layer(vllm_config: Any) -> str | None:
     """Return `stand_aside`'s reason, or the fusion that an opaque node in the graph would block.
 
-    The IR adapter needs only `stand_aside`: its nodes appear after vLLM's fusion passes ran.
+    The nodes of the IR adapter appear after vLLM's fusion passes ran.
     """
     reason = stand_aside(vllm_config)
     if reason is None and fuses_all_reduce(vllm_config):
@@ -200,7 +228,7 @@ def decline_width(
             if hidden_size < MIN_PLAIN_HIDDEN_SIZE:
                 return f"{hidden_size} wide (Inductor fuses it with its neighbours)"
         if weight_dtype is not None and weight_dtype != dtype:
-            return "converted weight (Inductor folds it into the norm)"
+            return CONVERTED_WEIGHT
     return None
 
 

@@ -41,7 +41,7 @@ def count_layers(model: torch.nn.Module, vllm_config: Any, adapter: str) -> dict
     from vllm.model_executor.layers import layernorm
 
     gemma = getattr(layernorm, "GemmaRMSNorm", ())
-    whole = policy.stand_aside if adapter == "ir" else policy.stand_aside_as_layer
+    whole = policy.stand_aside_as_provider if adapter == "ir" else policy.stand_aside_as_layer
     reason = whole(vllm_config)
     compiled = policy.uses_inductor(vllm_config)
     scope = settings.read_flag(settings.SCOPE).value

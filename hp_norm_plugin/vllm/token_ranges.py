@@ -64,8 +64,7 @@ def applies(vllm_config: Any) -> bool:
         and model is not None
         and keeps_inductor(LAST + 1, model.get_hidden_size(), scope)
         and policy.uses_inductor(vllm_config)
-        and policy.stand_aside(vllm_config) is None
-        and not policy.converts_weights(model)
+        and policy.stand_aside_as_provider(vllm_config) is None
         and not policy.fuses_all_reduce(vllm_config)
         and hasattr(vllm_config.compilation_config, "compile_ranges_endpoints")
         and importlib.util.find_spec(_PASSES) is not None

@@ -11,6 +11,8 @@ from hp_norm_plugin import settings
 
 pytest.importorskip("vllm")
 
+from hp_norm_plugin.vllm.host import detect  # noqa: E402
+
 
 @pytest.fixture
 def clean(monkeypatch):
@@ -37,6 +39,26 @@ def clean(monkeypatch):
         platform.get_default_ir_op_priority = own
     elif "get_default_ir_op_priority" in platform.__dict__:
         del platform.get_default_ir_op_priority
+
+
+@pytest.fixture
+def fresh(clean, monkeypatch):
+    """Return a function after which this process has registered nothing, so that it can again."""
+    from vllm.platforms import current_platform
+
+    def forget():
+        clean._registration = None
+        priority = getattr(current_platform, "get_default_ir_op_priority", None)
+        if getattr(priority, "puts_hp_norm_first", False):
+            type(current_platform).get_default_ir_op_priority = staticmethod(priority.__wrapped__)
+        if detect().has_ir:
+            from vllm import ir
+
+            for op in (ir.ops.rms_norm, ir.ops.fused_add_rms_norm):
+                others = {k: v for k, v in op.impls.items() if not k.startswith("hp_norm")}
+                monkeypatch.setattr(op, "impls", others)
+
+    return forget
 
 
 @pytest.fixture

@@ -1,91 +1,127 @@
-"""The compile-cache key: on, off and another library are three keys, and each comes back."""
+"""The compile-cache key: what has nodes of ours has a key of its own, all else the key without."""
+
+from dataclasses import replace
 
 import pytest
 
 from hp_norm_plugin import ops
+from hp_norm_plugin.vllm import policy
+from hp_norm_plugin.vllm.host import detect
 
 
 def key():
-    """The part of vLLM's key that is made of the environment, as its AOT cache hashes it."""
+    """The key of a compiled graph, but for the model's sources, as vLLM's AOT cache makes it."""
     from vllm import envs
+    from vllm.config import VllmConfig
     from vllm.config.utils import hash_factors
 
-    return hash_factors(envs.compile_factors())
+    config = VllmConfig().compute_hash()  # the first one sets variables of vLLM's
+    return config, hash_factors(envs.compile_factors())
 
 
-def key_of(plugin, monkeypatch, **environ):
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(plugin, "_registration", None)
-    plugin.register()
-    return key()
+@pytest.fixture
+def key_of(clean, fresh, monkeypatch):
+    """Return a function: the key in a process that registers with such variables."""
+
+    def registered(**environ):
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        fresh()
+        clean.register()
+        return key()
+
+    return registered
 
 
-def test_on_off_on(clean, monkeypatch):
+def test_on_off_on(key_of):
+    on, off = key_of(HP_NORM_PLUGIN="1"), key_of(HP_NORM_PLUGIN="0")
+    assert on != off
+    assert key_of(HP_NORM_PLUGIN="1") == on
+    assert key_of(HP_NORM_PLUGIN="0") == off
+
+
+def test_off_is_the_key_without_the_plugin(clean, key_of):
     before = key()
-    on = key_of(clean, monkeypatch, HP_NORM_PLUGIN="1")
-    off = key_of(clean, monkeypatch, HP_NORM_PLUGIN="0")
-    again = key_of(clean, monkeypatch, HP_NORM_PLUGIN="1")
-    assert on == again
-    assert len({before, on, off}) == 3
+    assert key_of(HP_NORM_PLUGIN="0") == before
 
 
-def test_auto_and_its_aliases_are_one_key(clean, monkeypatch):
-    keys = {key_of(clean, monkeypatch, HP_NORM_PLUGIN=value) for value in ("1", "auto", "on")}
-    assert len(keys) == 1
+@pytest.mark.parametrize("adapter", ["ir", "layer"])
+def test_on_is_not_the_key_without_the_plugin(clean, key_of, adapter):
+    before = key()
+    assert key_of(HP_NORM_PLUGIN=adapter) != before
 
 
-@pytest.mark.parametrize("name", ["HP_NORM_ROUNDING", "HP_NORM_SCOPE"])
-def test_every_flag_that_shapes_a_graph_is_in_the_key(clean, monkeypatch, name):
-    values = {"HP_NORM_ROUNDING": "before_weight", "HP_NORM_SCOPE": "all"}
-    default = key_of(clean, monkeypatch)
-    assert key_of(clean, monkeypatch, **{name: values[name]}) != default
+@pytest.mark.skipif(not detect().has_ir, reason="this vLLM has no IR")
+def test_a_model_that_stands_aside_has_the_key_without_the_plugin(clean, key_of, monkeypatch):
+    """Its graph is the one that there would be without it, and so are its artifacts."""
+    before = key()
+    monkeypatch.setattr(policy, "stand_aside", lambda config: "as arranged")
+    assert key_of(HP_NORM_PLUGIN="ir") == before
+    assert clean.registration().adapter == "ir"
+
+
+@pytest.mark.skipif(not detect().has_ir, reason="this vLLM has no IR")
+def test_gemmas_layers_in_a_graph_are_in_the_key(key_of, monkeypatch):
+    """With HP_NORM_SCOPE=all they come into graphs whatever the providers."""
+    monkeypatch.setattr(policy, "stand_aside", lambda config: "as arranged")
+    assert key_of(HP_NORM_SCOPE="all") != key_of(HP_NORM_SCOPE="auto")
+
+
+def test_auto_and_its_aliases_are_one_key(key_of):
+    assert len({key_of(HP_NORM_PLUGIN=value) for value in ("1", "auto", "on")}) == 1
+
+
+@pytest.mark.parametrize("adapter", ["auto", "layer"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("HP_NORM_ROUNDING", "before_weight"), ("HP_NORM_SCOPE", "all")]
+)
+def test_every_flag_that_shapes_a_graph_is_in_the_key(key_of, adapter, name, value):
+    default = key_of(HP_NORM_PLUGIN=adapter)
+    assert key_of(**{name: value}) != default
 
 
 @pytest.mark.parametrize(("name", "value"), [("HP_NORM_FIRST_GPC", "3"), ("HP_NORM_PDL", "0")])
-def test_a_flag_of_launches_alone_is_not_in_the_key(clean, monkeypatch, name, value):
-    assert key_of(clean, monkeypatch, **{name: value}) == key_of(clean, monkeypatch)
+def test_a_flag_of_launches_alone_is_not_in_the_key(key_of, name, value):
+    default = key_of()
+    assert key_of(**{name: value}) == default
 
 
-def test_adapters_have_different_keys(clean, monkeypatch):
-    ir = key_of(clean, monkeypatch, HP_NORM_PLUGIN="ir")
-    layer = key_of(clean, monkeypatch, HP_NORM_PLUGIN="layer")
-    assert ir != layer
+def test_adapters_have_different_keys(key_of):
+    assert key_of(HP_NORM_PLUGIN="ir") != key_of(HP_NORM_PLUGIN="layer")
 
 
-def test_a_rebuilt_library_is_a_new_key(clean, monkeypatch):
-    from dataclasses import replace
-
-    first = key_of(clean, monkeypatch)
+@pytest.mark.parametrize("adapter", ["auto", "layer"])
+def test_a_rebuilt_library_is_a_new_key(key_of, monkeypatch, adapter):
+    first = key_of(HP_NORM_PLUGIN=adapter)
     status = replace(ops.library_status(), digest="f" * 16)
     monkeypatch.setattr(ops, "library_status", lambda: status)
-    assert key_of(clean, monkeypatch) != first
+    assert key_of() != first
 
 
-def test_a_changed_source_is_a_new_key(clean, monkeypatch):
+@pytest.mark.parametrize("adapter", ["auto", "layer"])
+def test_a_changed_source_is_a_new_key(key_of, monkeypatch, adapter):
     from hp_norm_plugin.vllm import compile_cache
 
-    first = key_of(clean, monkeypatch)
+    first = key_of(HP_NORM_PLUGIN=adapter)
     monkeypatch.setattr(compile_cache, "source_digest", lambda: "0" * 16)
-    assert key_of(clean, monkeypatch) != first
+    assert key_of() != first
 
 
-def test_a_library_that_does_not_run_shares_no_key_with_one_that_does(clean, monkeypatch):
-    on = key_of(clean, monkeypatch)
+def test_a_library_that_does_not_run_shares_no_key_with_one_that_does(clean, key_of, monkeypatch):
+    on = key_of()
     monkeypatch.setattr(clean, "_library_problem", lambda host: "does not load")
-    assert key_of(clean, monkeypatch) != on
+    assert key_of() != on
 
 
-def test_what_torchs_own_caches_know_of_a_provider_changes_with_the_flags(clean, monkeypatch):
+def test_what_torchs_own_caches_know_of_a_provider_changes_with_the_flags(fresh, monkeypatch):
     """Their key has `uuid()`, which is vLLM's digest of one file; a graph depends on more."""
     from hp_norm_plugin.vllm import compile_cache, ir_provider
 
     ir = pytest.importorskip("vllm.ir", reason="this vLLM has no IR")
-    impls = dict(ir.ops.rms_norm.impls)
     seen = set()
     for rounding in ("once", "before_weight", "once"):
         monkeypatch.setenv("HP_NORM_ROUNDING", rounding)
-        monkeypatch.setattr(ir.ops.rms_norm, "impls", {"native": impls["native"]})
+        fresh()
         ir_provider.register_providers(supported=True, state=compile_cache.graph_state())
         uuid = ir.ops.rms_norm.impls["hp_norm"].uuid()
         assert uuid == ir.ops.rms_norm.impls["hp_norm"].uuid()

@@ -146,6 +146,28 @@ def test_gemma_stays_with_inductor(on_layer, calls):
     assert calls.names == []
 
 
+@pytest.mark.parametrize(
+    ("name", "custom_ops"), [("GemmaRMSNorm", ["none"]), ("RMSNorm", ["none", "-rms_norm"])]
+)
+def test_a_layer_that_stands_aside_is_vllms_own(on_layer, name, custom_ops):
+    """Nothing of ours is traced, so the graph is the one without the plugin."""
+    from vllm.model_executor.layers import layernorm
+
+    module = build(name, config(custom_ops))
+    assert type(module) is getattr(layernorm, name)
+    assert module._forward_method.__func__ is getattr(layernorm, name).forward_native
+
+
+def test_gemma_in_a_graph_runs_on_the_operator_with_scope_all(on_layer, calls, monkeypatch):
+    from hp_norm_plugin.vllm import layer
+
+    monkeypatch.setattr(layer, "_scope", "all")
+    module = build("GemmaRMSNorm", config())
+    with calls:
+        module(*inputs())
+    assert calls.names == ["fused_add_rms_norm"]
+
+
 def test_gemma_runs_on_the_operator_beside_the_ir_adapter_too(clean, calls):
     clean.register()
     assert clean.registration().adapter == "ir"

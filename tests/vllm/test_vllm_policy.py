@@ -1,5 +1,7 @@
 """Which norms run on the operator: the rules at their edges."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -43,6 +45,38 @@ def test_all_reduce_fusion_wins_over_the_layer_only(make_config):
     assert policy.stand_aside(config) is None
     assert policy.stand_aside_as_layer(make_config(tp=2)) is None
     assert policy.stand_aside_as_layer(make_config(fuse_allreduce=True)) is None
+
+
+def test_a_provider_is_not_put_first_for_a_graph_that_it_would_decline(make_config, monkeypatch):
+    gemma = {"architecture": "Gemma3ForCausalLM"}
+    assert policy.stand_aside_as_provider(make_config(**gemma)) == policy.CONVERTED_WEIGHT
+    assert policy.stand_aside_as_provider(make_config(**gemma, eager=True)) is None
+    assert policy.stand_aside_as_provider(make_config()) is None
+    assert "fp8" in policy.stand_aside_as_provider(make_config(quantization="fp8"))
+    monkeypatch.setenv("HP_NORM_SCOPE", "all")
+    assert policy.stand_aside_as_provider(make_config(**gemma)) is None
+
+
+def test_the_models_that_convert_their_weights_are_those_of_the_installed_vllm():
+    """By what their sources name: Gemma3n and Gemma4 have plain norms, in spite of their names."""
+    import re
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    from vllm.model_executor.models import ModelRegistry
+
+    checked = set()
+    for architecture, model in ModelRegistry.models.items():
+        spec = find_spec(model.module_name)
+        source = Path(spec.origin).read_text()
+        gemma = re.search(r"\bGemmaRMSNorm\b", source)
+        plain = re.search(r"(?<!\w)RMSNorm\(", source)
+        if bool(gemma) == bool(plain):
+            continue  # neither in this file, or both
+        config = SimpleNamespace(hf_config=SimpleNamespace(architectures=[architecture]))
+        assert policy.converts_weights(config) == bool(gemma), architecture
+        checked.add(architecture)
+    assert {"Gemma3ForCausalLM", "Gemma3nForCausalLM", "LlamaForCausalLM"} <= checked
 
 
 def test_batch_invariant_mode(make_config, monkeypatch):
