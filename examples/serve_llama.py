@@ -81,6 +81,11 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
         metavar=("NAME", "VARIABLE=VALUE"),
         help="offline: another engine, plugin on, with these variables; may be given again",
     )
+    add(
+        "--one-cache",
+        action="store_true",
+        help="offline: one new compile cache, as on a user's machine; the first engine fills it",
+    )
     add("--profile-all", action="store_true", help="profile every engine at every batch size")
     add("--memory", type=float, default=0.45, help="gpu_memory_utilization of each engine")
     add("--kv-cache-gib", type=float, default=12.0 if gpu else 0.5)
@@ -133,6 +138,8 @@ def run_offline(model: models.Model, args: argparse.Namespace, console: Console)
     report.print_offline(console, title, result)
     draw(args, console, title, report.offline_bars(result))
     console.print(state["reason"], highlight=False)
+    if args.one_cache:
+        console.print(offline.graphs(result), highlight=False)
     return {**result, "ok": ran or args.may_stand_aside, "verdict": sentence}
 
 

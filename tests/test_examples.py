@@ -1,5 +1,6 @@
 """The parts of examples/serve_llama.py that need no engine: statistics, models, errors."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -20,7 +21,16 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import serve_llama  # noqa: E402
-from serving import agreement, cache, models, offline, report, server, stats  # noqa: E402
+from serving import (  # noqa: E402
+    agreement,
+    cache,
+    children,
+    models,
+    offline,
+    report,
+    server,
+    stats,
+)
 from serving.client import EngineClient, EngineError, explain_log  # noqa: E402
 from serving.server_process import Server, check_port  # noqa: E402
 
@@ -153,6 +163,52 @@ def test_more_engines_are_averaged_and_variants_compared_with_off():
     row = offline.summarise(work, engines)
     report.print_offline(console, "title", {"rows": [row], "profiles": []})
     assert row["others"] == {} and "/off" not in console.export_text().replace("on/off", "")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "one_cache", "order"),
+    [
+        (True, False, "start a, start b, start c, ready a, ready b, ready c"),
+        (True, True, "start a, ready a, start b, start c, ready b, ready c"),
+        (False, True, "start a, ready a, pause a, start b, ready b, pause b, start c, ready c, pa"),
+    ],
+)
+def test_the_first_of_one_cache_starts_alone(gpu, one_cache, order):
+    """It compiles; the others are to find what it wrote."""
+    seen = []
+
+    class Child(contextlib.nullcontext):
+        kind = "engine"
+
+        def __enter__(self):
+            seen.append(f"start {self.name}")
+            return self
+
+        def wait_until_ready(self, timeout, tick):
+            seen.append(f"ready {self.name}")
+
+        def pause(self):
+            seen.append(f"pause {self.name}")
+
+    engines = []
+    for name in "abc":
+        engines.append(Child())
+        engines[-1].name = name
+    args = SimpleNamespace(gpu=gpu, one_cache=one_cache)
+    with contextlib.ExitStack() as stack, children.progress_bar() as progress:
+        assert list(children.start_all(stack, iter(engines), args, progress)) == ["a", "b", "c"]
+    assert ", ".join(seen).startswith(order)
+
+
+def test_who_compiled_and_who_loaded():
+    counted = {"off": (1, 0), "on": (0, 1)}
+    state = {
+        name: {"compile": {"num_aot_compiles": compiled, "num_aot_artifacts_loaded": loaded}}
+        for name, (compiled, loaded) in counted.items()
+    }
+    assert offline.graphs({"state": state}).endswith(
+        "off compiled 1, loaded 0; on compiled 0, loaded 1"
+    )
 
 
 def test_a_run_that_is_cut_off_leaves_what_it_measured(tmp_path):

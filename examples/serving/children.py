@@ -32,18 +32,22 @@ def start_all(
 ) -> dict[str, Child]:
     """Start each child by drawing it from `children`, and return them by name, ready.
 
-    On a GPU machine all load at once. On a CPU one after the other, each paused once it is ready:
-    an idle engine still polls there, and takes from the others what they need.
+    On a GPU machine all load at once, with `--one-cache` all but the first, which compiles. On a
+    CPU one after the other, each paused once it is ready: an idle engine still polls there, and
+    takes from the others what they need.
     """
     task = progress.add_task("starting", total=None)
     started: dict[str, Child] = {}
+    waited: set[str] = set()
     for child in children:
         started[child.name] = stack.enter_context(child)
-        if not args.gpu:
+        if not args.gpu or (args.one_cache and not waited):
             _wait(child, progress, task)
+            waited.add(child.name)
+        if not args.gpu:
             child.pause()
-    if args.gpu:
-        for child in started.values():
+    for child in started.values():
+        if child.name not in waited:
             _wait(child, progress, task)
     progress.update(task, visible=False)
     return started

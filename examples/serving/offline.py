@@ -201,11 +201,18 @@ def run(
         others = {name: {**plans[ON], **variables} for name, variables in args.variants.items()}
         for number in range(2, args.engines + 1):
             others |= {f"{setting}-{number}": plans[setting] for setting in (OFF, ON)}
-        for name, variables in others.items():
+
+        def new_cache() -> str:
+            return stack.enter_context(tempfile.TemporaryDirectory(prefix="hp_norm_cache_"))
+
+        if args.one_cache:
+            root = {"VLLM_CACHE_ROOT": new_cache()}
+            plans = {name: {**root, **variables} for name, variables in {**plans, **others}.items()}
+        else:
             # Compiled anew: two engines of one compile cache share the choices of its autotuning,
             # and what compiling once more differs by would not show.
-            cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="hp_norm_cache_"))
-            plans[name] = {"VLLM_CACHE_ROOT": cache, **variables}
+            for name, variables in others.items():
+                plans[name] = {"VLLM_CACHE_ROOT": new_cache(), **variables}
         if others:
             args.memory = min(args.memory, 0.9 / len(plans))
         engines = start(stack, model, args, progress, plans)
@@ -228,6 +235,17 @@ def run(
         profile["summary"] = stats.norm_share(profile)
         profile["kernels"] = profile["kernels"][:20]
     return {"rows": rows, "profiles": profiles, "state": state}
+
+
+def graphs(result: dict[str, Any]) -> str:
+    """Return who compiled and who loaded how many graphs, in words."""
+    words = []
+    for name, state in result["state"].items():
+        counted = state["compile"]
+        compiled = counted.get("num_aot_compiles", 0)
+        loaded = counted.get("num_aot_artifacts_loaded", 0)
+        words.append(f"{name} compiled {compiled}, loaded {loaded}")
+    return "graphs of one compile cache: " + "; ".join(words)
 
 
 def verdict(result: dict[str, Any]) -> tuple[bool, str]:
