@@ -41,6 +41,7 @@ NAMES = {
     "fill_gpu": "kFill",
     "pair_ctas": "kPairs",
     "lean": "kLean",
+    "read_once": "kFirstOut",
 }
 VEC_BYTES = 16
 

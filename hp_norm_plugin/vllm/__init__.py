@@ -103,6 +103,7 @@ def _register() -> Registration:
     warnings = [reading.warning for reading in settings.read_all().values() if reading.warning]
     mode = settings.read_flag(settings.PLUGIN).value
     compile_cache.remove_from_key()
+    _share_flags_with_ray()
     if mode == "0":
         why = "; ".join(warnings) or f"{settings.PLUGIN.name}=0"
         return Registration(None, f"off ({why})")
@@ -117,6 +118,16 @@ def _register() -> Registration:
 
         ir_provider.register_providers(supported=planned.adapter == "ir", state=state)
     return planned if state is None else _attach(planned, state)
+
+
+def _share_flags_with_ray() -> None:
+    """Have vLLM copy our variables to the Ray actors that it starts, as it does with its own."""
+    try:
+        from vllm.ray import ray_env
+
+        ray_env.DEFAULT_ENV_VAR_PREFIXES.add("HP_NORM_")
+    except (ImportError, AttributeError):  # a vLLM that asks elsewhere, or without Ray
+        return
 
 
 def _choose(mode: str, found: Host) -> str | None:

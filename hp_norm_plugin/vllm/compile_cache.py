@@ -4,8 +4,9 @@ vLLM loads a compiled graph before it traces anything, by a key made of its conf
 the environment variables that it knows. A graph with our nodes must not be taken by a process
 that runs without them, nor one compiled against another build of the library. A provider of
 vLLM's IR is in the key of the models that may run on it, with its `uuid`; what comes into a graph
-by a layer is not, so there the state becomes a variable that vLLM knows. Whatever has none of our
-nodes, off and models that stand aside, has the key that it would have without the plugin.
+by a layer is not, so there the state becomes a variable that vLLM knows. Without such layers
+whatever has none of our nodes, off and models that stand aside, has the key that it would have
+without the plugin.
 """
 
 from __future__ import annotations

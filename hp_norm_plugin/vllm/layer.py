@@ -37,7 +37,9 @@ class _OnOperator:
     """
 
     hp_norm_host: type  # vLLM's own class
-    hp_norm_compiled: bool
+    # None in a copy of a layer that stood aside: copying looks the class up again, and calls no
+    # __init__.
+    hp_norm_compiled: bool | None = None
 
     def dispatch_forward(self, *args: Any, **kwargs: Any) -> Any:
         vllm_config = get_current_vllm_config()
@@ -52,6 +54,8 @@ class _OnOperator:
 
     def _declines(self, x: torch.Tensor, residual: torch.Tensor | None, weight: Any) -> bool:
         size = getattr(self, "variance_size_override", None)
+        if self.hp_norm_compiled is None:
+            return True
         if self.hp_norm_compiled:
             return policy.decline_compiled(x, residual, weight, size, _scope) is not None
         return policy.decline(x, residual, weight, size) is not None

@@ -73,8 +73,10 @@ CONVERTED_WEIGHT = "converted weight (Inductor folds it into the norm)"
 # names: not Gemma3n and Gemma4, whose weights are as they are stored.
 CONVERTING = (
     "GemmaFor",
+    "GemmaModel",
     "Gemma2",
     "Gemma3For",
+    "Gemma3Model",
     "Gemma3Text",
     "Qwen3Next",
     "Qwen3_5",
@@ -102,12 +104,26 @@ def fuses_all_reduce(vllm_config: Any) -> bool:
     )
 
 
+def native_is_first(vllm_config: Any) -> bool:
+    """Return whether vLLM's native norm, which takes every call, comes before the operator.
+
+    The user may say so, and the configuration of a draft model has the list of its target's.
+    """
+    priority = getattr(getattr(vllm_config, "kernel_config", None), "ir_op_priority", None)
+    for name in getattr(priority, "fused_add_rms_norm", ()):
+        if name == "native" or name.startswith("hp_norm"):
+            return name == "native"
+    return False
+
+
 def stand_aside_as_provider(vllm_config: Any) -> str | None:
-    """Return `stand_aside`'s reason, or why every norm of a compiled graph would be declined.
+    """Return `stand_aside`'s reason, or why no norm would come to the operator.
 
     A model that nothing was put first for has the graph, and the key of it, that it would have
-    without the plugin.
+    without the plugin. So has its draft model.
     """
+    if native_is_first(vllm_config):
+        return "ir_op_priority has native first"
     reason = stand_aside(vllm_config)
     scope = settings.read_flag(settings.SCOPE).value
     if reason is None and scope != "all" and uses_inductor(vllm_config):

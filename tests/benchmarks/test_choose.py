@@ -106,3 +106,9 @@ def test_nothing_to_choose_from_is_said(tmp_path, capsys):
     path = sweep(tmp_path / "a.csv", {(1, 1024): {A: 1.0}})
     assert choose.main([str(path), "--op", "plain"]) == 2
     assert "no plain in" in capsys.readouterr().err
+
+
+def test_every_option_of_a_rule_has_its_name_in_the_table():
+    """A configuration with another one would be left out without a word."""
+    used = {name for rule in rules.table() for name in rule.config.option_names()}
+    assert used <= set(choose.NAMES)

@@ -61,6 +61,20 @@ def test_a_model_that_stands_aside_has_the_key_without_the_plugin(clean, key_of,
 
 
 @pytest.mark.skipif(not detect().has_ir, reason="this vLLM has no IR")
+def test_a_draft_model_leaves_its_targets_key(key_of, monkeypatch):
+    """vLLM completes the draft's configuration on the target's lists, then takes the key."""
+    from vllm.config import VllmConfig
+
+    monkeypatch.setattr(policy, "stand_aside", lambda config: "as arranged")
+    before, _ = key_of(HP_NORM_PLUGIN="ir")
+    target = VllmConfig()
+    assert target.compute_hash() == before
+    monkeypatch.setattr(policy, "stand_aside", lambda config: None)
+    VllmConfig(kernel_config=target.kernel_config, compilation_config=target.compilation_config)
+    assert target.compute_hash() == before
+
+
+@pytest.mark.skipif(not detect().has_ir, reason="this vLLM has no IR")
 def test_gemmas_layers_in_a_graph_are_in_the_key(key_of, monkeypatch):
     """With HP_NORM_SCOPE=all they come into graphs whatever the providers."""
     monkeypatch.setattr(policy, "stand_aside", lambda config: "as arranged")

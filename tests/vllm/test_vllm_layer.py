@@ -1,5 +1,8 @@
 """The layer adapter: the right code runs, with the right numbers, for every kind of norm."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -156,6 +159,24 @@ def test_a_layer_that_stands_aside_is_vllms_own(on_layer, name, custom_ops):
     module = build(name, config(custom_ops))
     assert type(module) is getattr(layernorm, name)
     assert module._forward_method.__func__ is getattr(layernorm, name).forward_native
+
+
+def pickled(module):
+    return pickle.loads(pickle.dumps(module))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_a_copy_of_a_layer_that_stands_aside_does_too(on_layer, calls, copied):
+    """Copying asks vLLM for the class by its name, and calls no __init__."""
+    module = build("RMSNorm", config(["none", "-rms_norm"]))
+    x, residual = inputs()
+    want, _ = module(x.clone(), residual.clone())
+    again = copied(module)
+    with calls:
+        got, _ = again(x.clone(), residual.clone())
+        native, _ = again.forward_native(x.clone(), residual.clone())
+    assert calls.names == []
+    assert torch.equal(got, want) and torch.equal(native, want)
 
 
 def test_gemma_in_a_graph_runs_on_the_operator_with_scope_all(on_layer, calls, monkeypatch):

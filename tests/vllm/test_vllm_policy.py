@@ -57,6 +57,19 @@ def test_a_provider_is_not_put_first_for_a_graph_that_it_would_decline(make_conf
     assert policy.stand_aside_as_provider(make_config(**gemma)) is None
 
 
+@pytest.mark.parametrize(
+    ("given", "aside"),
+    [([], False), (["vllm_c"], False), (["native"], True), (["native", "hp_norm"], True),
+     (["hp_norm", "native"], False), (["vllm_c", "native"], True)],
+)  # fmt: skip
+def test_whoever_put_native_first_keeps_it(make_config, given, aside):
+    """A user, or the target of a draft model: its list is not ours to append to."""
+    config = make_config()
+    config.kernel_config = SimpleNamespace(ir_op_priority=SimpleNamespace(fused_add_rms_norm=given))
+    reason = policy.stand_aside_as_provider(config)
+    assert reason == ("ir_op_priority has native first" if aside else None)
+
+
 def test_the_models_that_convert_their_weights_are_those_of_the_installed_vllm():
     """By what their sources name: Gemma3n and Gemma4 have plain norms, in spite of their names."""
     import re

@@ -169,6 +169,19 @@ def test_a_loader_of_another_shape_does_not_break_vllms_import(lines, monkeypatc
     assert lines()[-1] == ("ERROR", "hp_norm: models will not be reported; they run as planned")
 
 
+@pytest.mark.parametrize("plugin", ["0", "auto"])
+def test_ray_actors_get_the_flags(clean, monkeypatch, plugin):
+    """An actor that is off where its driver is on would not know the driver's providers."""
+    ray_env = pytest.importorskip("vllm.ray.ray_env")
+    prefixes = set(ray_env.DEFAULT_ENV_VAR_PREFIXES) - {"HP_NORM_"}
+    monkeypatch.setattr(ray_env, "DEFAULT_ENV_VAR_PREFIXES", prefixes)
+    monkeypatch.setenv("HP_NORM_PLUGIN", plugin)
+    monkeypatch.setenv("HP_NORM_ROUNDING", "once")
+    assert "HP_NORM_PLUGIN" not in ray_env.get_env_vars_to_copy()
+    clean.register()
+    assert {"HP_NORM_PLUGIN", "HP_NORM_ROUNDING"} <= ray_env.get_env_vars_to_copy()
+
+
 def test_an_exception_in_the_policy_leaves_the_priority(clean, monkeypatch):
     from hp_norm_plugin.vllm import policy
 
