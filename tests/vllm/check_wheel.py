@@ -112,6 +112,27 @@ def check_ir(current_platform: object) -> None:
         out, _ = op(x, residual, weight, 1e-5)
     want, _ = ops.fused_add_rms_norm(x, residual, weight, 1e-5)
     expect("IR op gives the operator's bits", torch.equal(out, want), True)
+    check_key(ir)
+
+
+def check_key(ir: object) -> None:
+    """Providers are in the compile-cache key by their uuid, and Ray copies our variables."""
+    from vllm import envs
+    from vllm.config.kernel import IrOpPriorityConfig
+    from vllm.ray import ray_env
+
+    from hp_norm_plugin.vllm import compile_cache
+
+    def key(*names: str) -> str:
+        return IrOpPriorityConfig(fused_add_rms_norm=[*names, "native"]).compute_hash()
+
+    impl = ir.ops.fused_add_rms_norm.impls["hp_norm"]
+    with_ours = key("hp_norm")
+    expect("a provider is in the key", with_ours != key(), True)
+    impl.uuid = lambda: "another library"
+    expect("so is its uuid", with_ours != key("hp_norm"), True)
+    expect("nothing else of ours is", compile_cache.STATE in envs.environment_variables, False)
+    expect("Ray", "HP_NORM_" in ray_env.DEFAULT_ENV_VAR_PREFIXES, True)
 
 
 def check_layers() -> None:
