@@ -1,6 +1,8 @@
 """The compile-cache key: what has nodes of ours has a key of its own, all else the key without."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,26 +11,37 @@ from hp_norm_plugin.vllm import policy
 from hp_norm_plugin.vllm.host import detect
 
 
-def key():
-    """The key of a compiled graph, but for the model's sources, as vLLM's AOT cache makes it."""
+def key(model=None):
+    """The key of a compiled graph, but for the model's sources, as vLLM's AOT cache makes it.
+
+    Of a model in a folder, or of a configuration without one.
+    """
     from vllm import envs
     from vllm.config import VllmConfig
     from vllm.config.utils import hash_factors
+    from vllm.engine.arg_utils import EngineArgs
 
-    config = VllmConfig().compute_hash()  # the first one sets variables of vLLM's
-    return config, hash_factors(envs.compile_factors())
+    if model is None:
+        config = VllmConfig()
+    else:
+        config = EngineArgs(
+            model=str(model), load_format="dummy", max_model_len=64, max_num_seqs=2,
+            kv_cache_memory_bytes=2**26, skip_tokenizer_init=True,
+        ).create_engine_config()  # fmt: skip
+    # The first configuration of a process sets variables of vLLM's.
+    return config.compute_hash(), hash_factors(envs.compile_factors())
 
 
 @pytest.fixture
 def key_of(clean, fresh, monkeypatch):
     """Return a function: the key in a process that registers with such variables."""
 
-    def registered(**environ):
+    def registered(model=None, **environ):
         for name, value in environ.items():
             monkeypatch.setenv(name, value)
         fresh()
         clean.register()
-        return key()
+        return key(model)
 
     return registered
 
@@ -58,6 +71,27 @@ def test_a_model_that_stands_aside_has_the_key_without_the_plugin(clean, key_of,
     monkeypatch.setattr(policy, "stand_aside", lambda config: "as arranged")
     assert key_of(HP_NORM_PLUGIN="ir") == before
     assert clean.registration().adapter == "ir"
+
+
+def write_model(folder, name, **sizes):
+    """Write the configuration of one of examples/models in smaller."""
+    source = Path(__file__).resolve().parents[2] / "examples" / "models" / f"{name}.json"
+    config = json.loads(source.read_text()) | sizes
+    if "layer_types" in config:
+        config["layer_types"] = config["layer_types"][: config["num_hidden_layers"]]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.skipif(not detect().has_ir, reason="this vLLM has no IR")
+@pytest.mark.parametrize(
+    ("name", "left_alone"), [("Gemma-3-4B-text", True), ("Llama-3.2-1B", False)]
+)
+def test_the_keys_of_models(key_of, tmp_path, monkeypatch, name, left_alone):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = write_model(tmp_path, name, num_hidden_layers=2)
+    on, off = (key_of(model, HP_NORM_PLUGIN=value) for value in ("1", "0"))
+    assert (on == off) == left_alone
 
 
 @pytest.mark.skipif(not detect().has_ir, reason="this vLLM has no IR")
