@@ -42,6 +42,8 @@ NAMES = {
     "pair_ctas": "kPairs",
     "lean": "kLean",
     "read_once": "kFirstOut",
+    "keep_ahead": "kStays",
+    "two_per_sm": "kTwo",
 }
 VEC_BYTES = 16
 

@@ -31,6 +31,8 @@ OPTIONS = {
     "pair_ctas": 2048,
     "lean": 4096,
     "read_once": 8192,
+    "keep_ahead": 16384,
+    "two_per_sm": 32768,
 }
 # Options that pick the kernel; the others change how one is launched.
 PATHS = ("narrow", "reread", "staged", "cached", "keep_output", "lean", "read_once")

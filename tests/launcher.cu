@@ -62,7 +62,13 @@ cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {
   return cudaSuccess;
 }
 
-cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void*, void**) {
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void*, void** arguments) {
+  const auto& params = *static_cast<const hp_norm::NormParams*>(arguments[0]);
+  if (params.groups_with_ahead > 0) {
+    std::printf("requests for x: %lld bytes ahead, policy %llx\n",
+                static_cast<long long>(params.x_ahead),
+                static_cast<unsigned long long>(params.ahead_policy));
+  }
   unsigned cluster = 1;
   for (unsigned i = 0; i < config->numAttrs; ++i) {
     if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) {

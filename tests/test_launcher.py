@@ -90,6 +90,34 @@ def test_every_long_staged_row_asks_for_the_same_shared_memory(launcher, hidden_
     assert f" {hidden_size * 2 + 512} bytes" in launch
 
 
+@pytest.mark.parametrize(
+    ("op", "num_tokens", "hidden_size", "mib", "policy"),
+    [
+        ("add", 4096, 4096, 3, "14f0000000000000"),  # evict_last
+        ("add", 1024, 4096, 4, "1000000000000000"),  # evict_normal
+        ("plain", 4096, 8192, 3, "14f0000000000000"),
+    ],
+)
+def test_lines_asked_for_ahead_are_kept_where_the_rule_says_so(
+    launcher, op, num_tokens, hidden_size, mib, policy
+):
+    options = rules.explain(
+        num_tokens, hidden_size, torch.bfloat16, "sm_90", add=op == "add"
+    ).config.option_names()  # fmt: skip
+    assert "prefetch_ahead" in options
+    assert ("keep_ahead" in options) == (policy == "14f0000000000000")
+    *_, requests, _, _ = launcher(op, str(num_tokens), str(hidden_size))
+    of_x = (mib << 20) // (2 if op == "add" else 1)
+    assert requests == f"requests for x: {of_x} bytes ahead, policy {policy}"
+
+
+def test_two_ctas_an_sm_take_more_than_a_third_of_its_shared_memory(launcher):
+    options = rules.explain(512, 24576, torch.bfloat16, "sm_90", add=False).config.option_names()
+    assert "two_per_sm" in options
+    launch = launcher("plain", "512", "24576")[-2]
+    assert f" {80 << 10} bytes" in launch and 3 * (80 << 10) > 228 << 10
+
+
 def test_a_short_row_sets_no_limit(launcher):
     assert not [line for line in launcher("add", "256", "8192") if line.startswith("limit")]
 

@@ -7,6 +7,13 @@
 
 namespace hp_norm {
 
+// Which of its lines L2 gives up, for all lines of an access, as createpolicy encodes it. To say
+// normal in so many words is not the same as to say nothing: stores were 2 to 6 % slower where the
+// rows fill half of L2 and more; requests ahead are level (H200, 2026-11-26 and 28).
+inline constexpr uint64_t kEvictNormal = 0x1000000000000000;
+inline constexpr uint64_t kEvictFirst = 0x12f0000000000000;
+inline constexpr uint64_t kEvictLast = 0x14f0000000000000;
+
 // How the vectors of a row are read and written.
 enum class RowAccess {
   kStreamed,  // whole, past L1: what is read once
@@ -58,10 +65,6 @@ __device__ __forceinline__ void store_16_bytes(void* to, const uint32_t* w, bool
                  "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(runs)
                  : "memory");
   } else if constexpr (kAccess == RowAccess::kKept) {
-    // evict_last for all lines, as createpolicy encodes it. To say evict_normal in so many words
-    // is not the same as to say nothing: 2 to 6 % slower where the rows fill half of L2 and more
-    // (H200, 2026-11-26).
-    constexpr uint64_t kEvictLast = 0x14f0000000000000;
     asm volatile(HP_NORM_IF("%5", "",
                             "st.global.L1::no_allocate.L2::cache_hint.v4.b32 "
                             "[%0], {%1, %2, %3, %4}, %6")::"l"(to),
@@ -138,8 +141,6 @@ __device__ __forceinline__ void copy_to_shared_async(uint4* to, const void* from
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   const int bytes = valid ? 16 : 0;
   if constexpr (kOnce) {
-    // evict_first for all lines, as createpolicy encodes it.
-    constexpr uint64_t kEvictFirst = 0x12f0000000000000;
     asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(address),
                  "l"(from), "r"(bytes), "l"(kEvictFirst)
                  : "memory");
@@ -164,6 +165,14 @@ __device__ __forceinline__ void wait_for_async_copies() {
 __device__ __forceinline__ void prefetch_to_l2(const void* from, uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#endif
+}
+// The same under a policy.
+__device__ __forceinline__ void prefetch_to_l2(const void* from, uint32_t bytes, uint64_t policy) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global.L2::cache_hint [%0], %1, %2;" ::"l"(from),
+               "r"(bytes), "l"(policy)
+               : "memory");
 #endif
 }
 

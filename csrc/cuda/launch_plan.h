@@ -41,7 +41,10 @@ inline void plan_prefetch(NormParams& p, const LaunchConfig& config, const Launc
         static_cast<uint32_t>(std::min(num_sms * kThreadsPerSm / threads, p.num_tokens / rows));
   }
   if (config.options & kPrefetchAhead) {
-    const int64_t ahead = ceil_div(kAheadBytes, row_bytes * (p.residual != nullptr ? 2 : 1));
+    const bool kept = config.options & kKeepAhead;
+    const int64_t ahead =
+        ceil_div(kept ? kKeptAheadBytes : kAheadBytes, row_bytes * (p.residual != nullptr ? 2 : 1));
+    p.ahead_policy = kept ? kEvictLast : kEvictNormal;
     p.groups_with_ahead = static_cast<uint32_t>(std::max<int64_t>(0, p.num_tokens - ahead) / rows);
     p.x_ahead = ahead * x_pitch;
     p.residual_ahead = ahead * residual_pitch;
@@ -64,6 +67,9 @@ inline cudaLaunchConfig_t plan_launch(const NormParams& p, const LaunchConfig& c
   launch.blockDim = dim3(shape.threads_per_row, config.rows_per_cta);
   launch.dynamicSmemBytes = sizeof(float) * p.padded_chunks * config.rows_per_cta +
                             stage_bytes(config, shape, p.residual != nullptr);
+  if (config.options & kTwoPerSm) {
+    launch.dynamicSmemBytes = std::max<size_t>(launch.dynamicSmemBytes, kTwoPerSmBytes);
+  }
   launch.attrs = attributes;
   if (dependent) {
     attributes[launch.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;

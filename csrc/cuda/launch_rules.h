@@ -37,6 +37,8 @@ enum LaunchOption : int32_t {
                  // vectors; the fused add has no more than those)
   kReadOnce = 8192,  // L2 gives x up first (kStaged, 8 vectors; not for the fused add, which writes
                      // over it)
+  kKeepAhead = 16384,  // L2 gives up last what kPrefetchAhead asks for
+  kTwoPerSm = 32768,   // at the most two CTAs an SM, by shared memory that nobody uses
 };
 
 // kPairCtas is for where CTAs go. Of single ones an SM gets as many as it has room for when its
@@ -63,6 +65,11 @@ inline constexpr int kFillSharedPercent = 7;
 // How far kPrefetchAhead reaches: what DRAM delivers in about a microsecond.
 // H200 2026-11-22: 4 MiB beats 2 and 8 MiB at 4096 tokens of every width.
 inline constexpr int64_t kAheadBytes = 4 << 20;
+// The same with kKeepAhead: a line kept stays so until other kept ones come, and what is behind the
+// norm has that much less of L2 (H200, 2026-11-28, docs/notes/2026-11-28-requests-kept.md).
+inline constexpr int64_t kKeptAheadBytes = 3 << 20;
+// More than a third of the shared memory of an SM of sm_90 and sm_100.
+inline constexpr int32_t kTwoPerSmBytes = 80 << 10;
 
 // Which operator a rule is for: the plain norm moves half the bytes.
 enum RuleOp : int32_t { kAnyOp = 0, kAddOp = 1, kPlainOp = 2 };

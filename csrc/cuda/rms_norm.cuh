@@ -145,9 +145,9 @@ __global__ void __maxnreg__(max_registers(kPath, kVecs * kElems * int(sizeof(T))
   }
   if constexpr (kWeightsWithRow) load_weights(weight, 0, kVecs);
   if (!kNarrow && !kCluster && asks && row_group < p.groups_with_ahead) {
-    prefetch_to_l2(x_of_cta + p.x_ahead, p.x_request_bytes);
+    prefetch_to_l2(x_of_cta + p.x_ahead, p.x_request_bytes, p.ahead_policy);
     if constexpr (kAdd) {
-      prefetch_to_l2(residual_of_cta + p.residual_ahead, p.residual_request_bytes);
+      prefetch_to_l2(residual_of_cta + p.residual_ahead, p.residual_request_bytes, p.ahead_policy);
     }
   }
   if (p.trigger_after_loads) launch_dependent_grid();

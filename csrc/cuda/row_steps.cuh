@@ -45,6 +45,7 @@ struct NormParams {
   int64_t num_tokens;
   int64_t x_ahead;         // how many bytes ahead a CTA asks L2 for x
   int64_t residual_ahead;  // and for the residual
+  uint64_t ahead_policy;   // what L2 is told of those lines
   int32_t hidden_size;
   int32_t vecs_per_row;
   int32_t ctas_per_row;
