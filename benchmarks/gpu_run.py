@@ -28,6 +28,8 @@ from benchmarks.environment import ROOT
 GRID = ("-m", "benchmarks.run")
 PYTEST = ("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider")
 SERVE = ("examples/serve_llama.py",)
+LLAMA = ("--model", "Llama-3.1-8B", "--batch-sizes", "1", "8", "32", "128")
+QWEN = ("--model", "Qwen3-8B", "--batch-sizes", "1", "32", "128")
 TIMED_OUT = -1
 
 
@@ -51,9 +53,9 @@ class Done:
     seconds: float
 
 
-def _offline(name: str, *arguments: str, engines: int = 2) -> Job:
-    """Engines of a model, so many of each setting."""
-    common = ("offline", *arguments, "--engines", str(engines), "--repeats", "6",
+def _served(name: str, mode: str, *arguments: str, engines: int, repeats: int = 6) -> Job:
+    """Engines of a model, or compilations in one engine, so many of each setting."""
+    common = (mode, *arguments, "--engines", str(engines), "--repeats", str(repeats),
               "--kv-cache-gib", "4")  # fmt: skip
     return Job(name, (*SERVE, *common, "--out", f"{{out}}/{name}"), 480, stage=2)
 
@@ -68,13 +70,15 @@ JOBS = (
     Job("sanitizer", (*PYTEST, "-m", "sanitizer", "tests/test_ops_cuda.py"), 120),
     Job("founding", (*GRID, "--founding", "--providers", "hp_norm", "flashinfer_cute",
                      "flashinfer_cuda", "copy", "--out", "{out}/founding.csv"), 120),
-    _offline("llama", "--model", "Llama-3.1-8B", "--batch-sizes", "1", "8", "32", "128", engines=3),
-    _offline("qwen", "--model", "Qwen3-8B", "--batch-sizes", "1", "32", "128"),
+    _served("llama", "offline", *LLAMA, engines=3),
+    _served("llama-swap", "swap", *LLAMA, engines=3, repeats=3),
+    _served("qwen", "offline", *QWEN, engines=2),
+    _served("qwen-swap", "swap", *QWEN, engines=3, repeats=3),
     # What stands aside has one graph for both settings, so it is compared in one cache.
-    _offline("gemma", "--model", "Gemma-3-4B-text", "--batch-sizes", "1", "32", "128",
-             "--may-stand-aside", "--one-cache"),
-    _offline("llama-fp8", "--model", "Llama-3.1-8B", "--batch-sizes", "1", "8", "32", "128",
-             "--quantization", "fp8", "--may-stand-aside", "--one-cache"),
+    _served("gemma", "swap", "--model", "Gemma-3-4B-text", "--batch-sizes", "1", "32", "128",
+            "--may-stand-aside", "--one-cache", engines=3, repeats=3),
+    _served("llama-fp8", "swap", *LLAMA, "--quantization", "fp8", "--may-stand-aside",
+            "--one-cache", engines=3, repeats=3),
     Job("cache-starts", (*SERVE, "cache", "--model", "Llama-3.2-1B", "--starts", "3",
                          "--batch-sizes", "1", "4", "--prefill-batch", "0",
                          "--out", "{out}/cache-starts"), 360, stage=2),

@@ -8,6 +8,7 @@
     python examples/serve_llama.py server               # vllm serve, driven by vllm bench serve
     python examples/serve_llama.py tokens               # do greedy tokens agree, off against on
     python examples/serve_llama.py cache                # starts in one compile cache, on and off
+    python examples/serve_llama.py swap                 # one engine, its graphs swapped
 
 Engines with the plugin off and on are alive at the same time and measured in turn. Exits with 0
 when the operator ran (cache: when no setting ran the other's graph), 1 when it did not, 2 when
@@ -22,7 +23,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from serving import agreement, cache, models, offline, report, server
+from serving import agreement, cache, models, offline, report, server, swap
 from serving.client import EngineError
 
 
@@ -48,7 +49,8 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("mode", nargs="?", choices=["offline", "server", "tokens", "cache"], default="offline")
+    modes = ["offline", "server", "tokens", "cache", "swap"]
+    add("mode", nargs="?", choices=modes, default="offline")
     add(
         "--model",
         default="Llama-3.1-8B" if gpu else "tiny-llama",
@@ -70,8 +72,9 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
     )
     add("--enforce-eager", action="store_true", help="no compilation, no CUDA graphs")
     add(
-        "--engines", type=int, default=1, help="offline: of each setting; equal ones differ by 1 %%"
-    )
+        "--engines", type=int, default=1,
+        help="offline: of each setting; equal ones differ by 1 %%. swap: compilations of each",
+    )  # fmt: skip
     add(
         "--variant",
         dest="variants",
@@ -84,7 +87,7 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
     add(
         "--one-cache",
         action="store_true",
-        help="offline: one new compile cache, as on a user's machine; the first engine fills it",
+        help="offline, swap: one new compile cache, as on a user's machine; the first fills it",
     )
     add("--profile-all", action="store_true", help="profile every engine at every batch size")
     add("--memory", type=float, default=0.45, help="gpu_memory_utilization of each engine")
@@ -129,13 +132,16 @@ def draw(args: argparse.Namespace, console: Console, title: str, bars: dict) -> 
 
 
 def run_offline(model: models.Model, args: argparse.Namespace, console: Console) -> dict:
-    """Compare times, tokens and kernels."""
-    result = offline.run(model, args, lambda so_far: keep(args, so_far))
+    """Compare times, tokens and kernels: of engines, or of one with its graphs swapped."""
+    mode = swap if args.mode == "swap" else offline
+    result = mode.run(model, args, lambda so_far: keep(args, so_far))
     ran, sentence = offline.verdict(result)
     state = result["state"]["on"]
     where = "GPU" if args.gpu else "CPU"
     title = f"{model.name}, vLLM {state['vllm']}, {where}: plugin off against on"
     report.print_offline(console, title, result)
+    if result.get("replayed"):
+        report.print_replayed(console, result["replayed"])
     draw(args, console, title, report.offline_bars(result))
     console.print(state["reason"], highlight=False)
     if args.one_cache:
@@ -180,6 +186,7 @@ def main(argv: list[str] | None = None) -> int:
         "server": run_server,
         "tokens": run_tokens,
         "cache": run_cache,
+        "swap": run_offline,
     }
     # A plain kill must end the engines as Ctrl-C does: through the context managers.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -40,6 +40,23 @@ class Engine:
             **worker,
         }
 
+    def keep(self, name: str) -> None:
+        """Keep the engine's compilation under a name (`serving.swap_worker`)."""
+        self.llm.collective_rpc("hp_norm_keep", args=(name,))
+
+    def compile(self, name: str, with_plugin: bool, cache_root: str) -> None:
+        """Compile the model once more, and keep that under a name."""
+        self.llm.collective_rpc("hp_norm_compile", args=(name, with_plugin, cache_root))
+
+    def use(self, name: str) -> None:
+        """Run a compilation that was kept."""
+        self.llm.collective_rpc("hp_norm_use", args=(name,))
+
+    def replay(self, names: list[str], num_tokens: int, rounds: int, replays: int) -> Any:
+        """Seconds of a decode step on the GPU alone, of each compilation."""
+        arguments = (names, num_tokens, rounds, replays)
+        return self.llm.collective_rpc("hp_norm_replay", args=arguments)[0]
+
     def measure(
         self,
         batch: int,

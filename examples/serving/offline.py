@@ -29,7 +29,7 @@ def more_of(setting: str, names: Iterable[str]) -> list[str]:
 
 def engine_config(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     """Return the configuration that both engines get: only the plugin's flag differs."""
-    from hp_norm_plugin.vllm.probe import WORKER_EXTENSION
+    from hp_norm_plugin.vllm import probe
 
     batches = sorted({*args.batch_sizes, args.prefill_batch} - {0})
     longest = max(args.input_len + args.output_len, args.prefill_len + 1)
@@ -51,7 +51,7 @@ def engine_config(model: Model, args: argparse.Namespace) -> dict[str, Any]:
         "max_num_batched_tokens": max(args.prefill_batch * args.prefill_len, 2048),
         "enable_prefix_caching": False,
         "kv_cache_memory_bytes": int(args.kv_cache_gib * 2**30),
-        "worker_extension_cls": WORKER_EXTENSION,
+        "worker_extension_cls": getattr(args, "worker_extension", probe.WORKER_EXTENSION),
         "compilation_config": compilation,
         "disable_log_stats": True,
     }
@@ -215,22 +215,31 @@ def run(
                 plans[name] = {"VLLM_CACHE_ROOT": new_cache(), **variables}
         if others:
             args.memory = min(args.memory, 0.9 / len(plans))
-        engines = start(stack, model, args, progress, plans)
-        state = {}
-        for name, engine in engines.items():
+        return look(start(stack, model, args, progress, plans), args, progress, keep)
+
+
+def look(
+    engines: dict[str, EngineClient],
+    args: argparse.Namespace,
+    progress: Progress,
+    keep: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Measure and profile engines that are alive, and return what `run` does."""
+    state = {}
+    for name, engine in engines.items():
+        with alone(engine, args):
+            state[name] = engine.ask("state")
+    rows = measure(engines, args, progress, keep)
+    profiles = []
+    for batch in args.batch_sizes if args.profile_all else args.batch_sizes[:1]:
+        for name in engines if args.profile_all else (OFF, ON):
+            engine = engines[name]
             with alone(engine, args):
-                state[name] = engine.ask("state")
-        rows = measure(engines, args, progress, keep)
-        profiles = []
-        for batch in args.batch_sizes if args.profile_all else args.batch_sizes[:1]:
-            for name in engines if args.profile_all else (OFF, ON):
-                engine = engines[name]
-                with alone(engine, args):
-                    profile = engine.ask(
-                        "profile", batch=batch, input_len=args.input_len, seed=args.seed,
-                        output_len=min(args.output_len, 17),
-                    )  # fmt: skip
-                profiles.append({"plugin": name, "batch": batch, **profile})
+                profile = engine.ask(
+                    "profile", batch=batch, input_len=args.input_len, seed=args.seed,
+                    output_len=min(args.output_len, 17),
+                )  # fmt: skip
+            profiles.append({"plugin": name, "batch": batch, **profile})
     for profile in profiles:
         profile["summary"] = stats.norm_share(profile)
         profile["kernels"] = profile["kernels"][:20]

@@ -86,6 +86,19 @@ def print_offline(console: Console, title: str, result: dict[str, Any]) -> None:
     console.print(table)
 
 
+def print_replayed(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Print one row per batch: a decode step on the GPU alone, of each compilation."""
+    table = Table(title="decode step on the GPU alone, ms", title_justify="left")
+    names = list(rows[0]["step_s"]) if rows else []
+    for heading in ("batch", "off", "on", "on/off", *names):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        each = (f"{seconds * 1e3:.4f}" for seconds in row["step_s"].values())
+        means, ratio = _cells(row, "step")
+        table.add_row(str(row["batch"]), *means.split(", "), ratio, *each)
+    console.print(table)
+
+
 def _cells(row: dict[str, Any], what: str) -> tuple[str, str]:
     off, on = (row[f"{what}_mean_s"][name] * 1e3 for name in ("off", "on"))
     ratio = f"{row[f'{what}_ratio']:.4f} ±{row[f'{what}_spread']:.4f}"

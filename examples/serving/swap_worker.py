@@ -1,0 +1,219 @@
+"""Methods for a vLLM worker that keep several compilations of one model and change between them.
+
+Weights, KV cache and process stay where they are, so what two of them differ by is their graphs.
+It uses what vLLM has for compiling a running model again when its parallelism changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hp_norm_plugin.vllm import token_ranges
+from hp_norm_plugin.vllm.probe import WorkerProbe
+
+WORKER_EXTENSION = "serving.swap_worker.WorkerSwap"
+OPS = ("rms_norm", "fused_add_rms_norm")
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """A compilation of the model: its compiled functions, and the CUDA graphs of whole steps."""
+
+    compiled: list[Any]
+    cuda: dict[Any, Any]
+    priority: dict[str, list[str]]
+    cache_dir: str  # below the cache folder that it was compiled in
+
+
+class WorkerSwap(WorkerProbe):
+    """Mixed into vLLM's worker class."""
+
+    def hp_norm_keep(self, name: str) -> None:
+        """Keep the compilation in use under a name."""
+        from vllm import envs
+
+        config = self.vllm_config  # type: ignore[attr-defined]
+        kept = self.__dict__.setdefault("_hp_norm_graphs", {})
+        kept[name] = Graphs(
+            compiled=[module.aot_compiled_fn for module in self._compiled_modules()],
+            cuda=self._cuda(),
+            priority={op: getattr(config.kernel_config.ir_op_priority, op) for op in OPS},
+            cache_dir=os.path.relpath(
+                config.compilation_config.local_cache_dir, envs.VLLM_CACHE_ROOT
+            ),
+        )
+
+    def hp_norm_use(self, name: str) -> None:
+        """Have the next steps run a compilation that was kept, and `hp_norm_state` tell of it."""
+        from vllm import envs
+
+        graphs = self._hp_norm_graphs[name]
+        for module, compiled in zip(self._compiled_modules(), graphs.compiled, strict=True):
+            module.aot_compiled_fn = compiled
+        self._set_cuda(graphs.cuda)
+        config = self.vllm_config  # type: ignore[attr-defined]
+        _set_priority(config, graphs.priority)
+        cache_dir = os.path.join(envs.VLLM_CACHE_ROOT, graphs.cache_dir)
+        config.compilation_config.local_cache_dir = cache_dir
+
+    def hp_norm_compile(self, name: str, with_plugin: bool, cache_root: str) -> None:
+        """Compile the model again, as an engine does at its start, and keep it under a name.
+
+        Parameters
+        ----------
+        name
+            What `hp_norm_use` is to call it.
+        with_plugin
+            Whether the operator's providers are asked for the norms of this compilation.
+        cache_root
+            vLLM's cache folder for it. In a new one nothing is found, and Inductor times its
+            launches again; in one that holds this graph it is loaded.
+
+        """
+        from vllm.compilation.wrapper import reset_compile_wrapper
+        from vllm.config import set_current_vllm_config
+
+        config = self.vllm_config  # type: ignore[attr-defined]
+        runner = self.model_runner  # type: ignore[attr-defined]
+        with _cache_root(cache_root), set_current_vllm_config(config):
+            _choose(config, with_plugin)
+            for module in self._compiled_modules():
+                reset_compile_wrapper(module)
+            self._set_cuda({})
+            # As at a start: a run with the most tokens, then the CUDA graphs.
+            if hasattr(runner, "warming_up_model"):
+                runner.warming_up_model()  # on a CPU with what it compiles with
+            else:
+                runner.profile_run()
+            self.compile_or_warm_up_model()  # type: ignore[attr-defined]
+            self.hp_norm_keep(name)
+        gc.collect()
+
+    def hp_norm_replay(
+        self, names: list[str], num_tokens: int, rounds: int, replays: int
+    ) -> dict[str, list[float]]:
+        """Replay the CUDA graph of a decode step of each compilation, in turn, without the host.
+
+        Every replay repeats the last step that the engine did, so it has to be one of that size.
+
+        Parameters
+        ----------
+        names
+            Compilations that were kept.
+        num_tokens
+            Size of the step: a graph was captured for exactly so many.
+        rounds, replays
+            How often each compilation has its turn, and how many replays a turn has.
+
+        Returns
+        -------
+        dict
+            Seconds a replay, of each turn, by name; none on a CPU.
+
+        """
+        graphs = {name: self._of_step(self._hp_norm_graphs[name], num_tokens) for name in names}
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        if None in graphs.values():
+            return seconds
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for _ in range(rounds):
+            for name, graph in graphs.items():
+                graph.replay()  # the next is queued while it runs
+                start.record()
+                for _ in range(replays):
+                    graph.replay()
+                stop.record()
+                stop.synchronize()
+                seconds[name].append(start.elapsed_time(stop) / replays / 1e3)
+        return seconds
+
+    @staticmethod
+    def _of_step(graphs: Graphs, num_tokens: int) -> torch.cuda.CUDAGraph | None:
+        """Return the CUDA graph of a whole decode step, or None."""
+        for size, graph in graphs.cuda.items():
+            if size.num_tokens == num_tokens:
+                return getattr(graph, "cudagraph", graph)
+        return None
+
+    def _compiled_modules(self) -> list[Any]:
+        """Return the parts of the model that vLLM compiles, each ahead of time."""
+        from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
+
+        model = self.model_runner.get_model()  # type: ignore[attr-defined]
+        found = [
+            module
+            for module in model.modules()
+            if isinstance(module, TorchCompileWithNoGuardsWrapper)
+            and not getattr(module, "do_not_compile", False)
+        ]
+        if not found or any(getattr(m, "aot_compiled_fn", None) is None for m in found):
+            raise RuntimeError("swap: vLLM has to compile the model, and ahead of time")
+        return found
+
+    def _cuda(self) -> dict[Any, Any]:
+        holder, name = self._cuda_holder()
+        return getattr(holder, name) if holder is not None else {}
+
+    def _set_cuda(self, graphs: dict[Any, Any]) -> None:
+        holder, name = self._cuda_holder()
+        if holder is not None:
+            setattr(holder, name, graphs)
+
+    def _cuda_holder(self) -> tuple[Any, str]:
+        """Return who has the CUDA graphs of whole steps, by name: none on a CPU."""
+        runner = self.model_runner  # type: ignore[attr-defined]
+        if getattr(runner, "cudagraph_manager", None) is not None:
+            return runner.cudagraph_manager, "graphs"
+        if hasattr(runner.model, "concrete_cudagraph_entries"):
+            return runner.model, "concrete_cudagraph_entries"
+        if torch.cuda.is_available():
+            raise RuntimeError("swap: the CUDA graphs of this vLLM were not found")
+        return None, ""
+
+
+def _choose(config: Any, with_plugin: bool) -> None:
+    """Give a configuration the priority, and the ranges of token numbers, of a setting."""
+    from vllm.platforms import current_platform
+
+    platforms = current_platform.get_default_ir_op_priority
+    if not hasattr(platforms, "puts_hp_norm_first"):
+        raise RuntimeError("swap: the IR adapter is needed, and is not attached")
+    compilation = config.compilation_config
+    ends = {*compilation.compile_ranges_endpoints} - {token_ranges.LAST}
+    compilation.compile_ranges_endpoints = sorted(ends)
+    _set_priority(config, {op: [] for op in OPS})  # what is there would be taken for the user's
+    chosen = (platforms if with_plugin else platforms.__wrapped__)(config)
+    _set_priority(config, {op: getattr(chosen, op) for op in OPS})
+
+
+def _set_priority(config: Any, names: dict[str, list[str]]) -> None:
+    """Set which providers are asked for each operator, in the configuration and in this process."""
+    priority = config.kernel_config.ir_op_priority
+    for op, providers in names.items():
+        setattr(priority, op, providers)
+    priority.set_default()
+
+
+@contextlib.contextmanager
+def _cache_root(path: str) -> Iterator[None]:
+    """Have vLLM's cache in another folder: it has read its environment by now."""
+    from vllm import envs
+
+    before = os.environ.get("VLLM_CACHE_ROOT")
+    envs.disable_envs_cache()
+    os.environ["VLLM_CACHE_ROOT"] = path
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["VLLM_CACHE_ROOT"]
+        else:
+            os.environ["VLLM_CACHE_ROOT"] = before
+        envs.enable_envs_cache()
