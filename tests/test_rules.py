@@ -32,6 +32,8 @@ EDGES = sorted(
 def with_every_option(config):
     """The configuration with all options of a launch that may be had together."""
     left_out = {"pair_ctas"} if config.ctas_per_row * config.rows_per_cta > 1 else {"fill_gpu"}
+    if not config.options & rules.OPTIONS["staged"]:
+        left_out.add("two_per_sm")
     names = rules.OPTIONS.keys() - {*rules.PATHS} - left_out
     return dataclasses.replace(
         config, options=config.options | sum(rules.OPTIONS[name] for name in names)

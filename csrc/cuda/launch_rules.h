@@ -38,7 +38,7 @@ enum LaunchOption : int32_t {
   kReadOnce = 8192,  // L2 gives x up first (kStaged, 8 vectors; not for the fused add, which writes
                      // over it)
   kKeepAhead = 16384,  // L2 gives up last what kPrefetchAhead asks for
-  kTwoPerSm = 32768,   // at the most two CTAs an SM, by shared memory that nobody uses
+  kTwoPerSm = 32768,   // at the most two CTAs an SM, by shared memory that nobody uses (kStaged)
 };
 
 // kPairCtas is for where CTAs go. Of single ones an SM gets as many as it has room for when its
@@ -153,6 +153,7 @@ constexpr bool is_valid(const LaunchConfig& config, int64_t row_bytes) {
   if ((config.options & kPairCtas) && (!own_cta || (config.options & kFillGpu))) return false;
   if (lean && (!kept || vecs != 2 || ctas == 1)) return false;
   if (once && (!staged || vecs != 8)) return false;
+  if ((config.options & kTwoPerSm) && !staged) return false;
   const LaunchShape shape = launch_shape(config, row_bytes);
   if (kept && (cached || narrow || config.rows_per_cta != 1 || vecs * ctas == 2)) return false;
   if (config.options & kReread) {
