@@ -57,21 +57,28 @@ def test_a_timed_cell_carries_everything(bench, monkeypatch):
     assert rows["copy"].ratio_to_copy == 1
 
 
-@pytest.mark.parametrize(("disturbed", "rounds", "marked"), [(0, 1, 0), (1, 2, 0), (3, 3, 1)])
+FAR, NEAR = [1.0, 1.2, 3.0], [1.0, 1.01, 1.15]  # spreads of 83 and 7 %
+
+
+@pytest.mark.parametrize(
+    ("disturbed", "samples", "empty", "rounds", "marked"),
+    [(0, FAR, 1, 1, 0), (1, FAR, 1, 2, 0), (3, FAR, 1, 3, 1), (1, NEAR, 1, 2, 0),
+     (3, NEAR, 1, 3, 0), (0, FAR, 3, 1, 0)],
+)  # fmt: skip
 def test_a_disturbed_cell_is_measured_again_and_marked_if_it_stays_so(
-    bench, monkeypatch, disturbed, rounds, marked
+    bench, monkeypatch, disturbed, samples, empty, rounds, marked
 ):
-    """Of two providers one takes 1, 1.2 or 3 us while the device is disturbed."""
+    """Of two providers one takes longer while the device is disturbed; the empty kernel may."""
     done = []
 
     def measure(replays, *_):
         done.append(replays)
-        first = [1.0, 1.2, 3.0] if len(done) <= disturbed else [1.0, 1.01, 1.0]
-        return {"hp_norm": first, "quack": [2.0, 2.0, 2.0]}
+        first = samples if len(done) <= disturbed else [1.0, 1.01, 1.0]
+        return {"hp_norm": first, "quack": [2.0] * 3, "empty_kernel": [1.0, 1.0, empty]}
 
     monkeypatch.setattr(stopwatch, "measure", measure)
     monkeypatch.setattr(cell, "rule_of", lambda case, device: "")
-    bench.steady_spread = cell.GPU_STEADY_SPREAD
+    bench.steady_spread, bench.calm_spread = cell.GPU_STEADY_SPREAD, cell.GPU_CALM_SPREAD
     rows = by_name(cell.run(bench, CASE, [provider("hp_norm"), provider("quack")]))
     assert len(done) == rounds
     assert (rows["hp_norm"].status, rows["quack"].reason) == ("ok", "")
