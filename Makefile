@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 HAS_GPU := $(shell nvidia-smi > /dev/null 2>&1 && echo yes)
+# Two processes: most of a test run is one core of compiling. On a GPU they would share its memory.
+TEST_JOBS := $(if $(HAS_GPU),,-n 2 --dist loadgroup)
 SOURCES := $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
@@ -15,7 +17,7 @@ demo: $(VENV)/.built
 	$(PY) examples/serve_llama.py $(ARGS)
 
 test: $(VENV)/.built
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(TEST_JOBS) $(ARGS)
 
 test-gpu: $(VENV)/.built
 	$(PY) -m pytest -m "gpu or sanitizer" $(ARGS)

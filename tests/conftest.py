@@ -8,7 +8,11 @@ from helpers import HAS_GPU
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked gpu are skipped, and say so, where there is none."""
+    """Engines come first, since they take longest: tests run in two processes.
+
+    Tests marked gpu are skipped, and say so, where there is none.
+    """
+    items.sort(key=lambda item: "engine" not in item.keywords)
     for item in items:
         if not HAS_GPU and ("gpu" in item.keywords or "sanitizer" in item.keywords):
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))

@@ -36,20 +36,41 @@ def run_script(python, script, **environ):
     return done
 
 
-def test_three_starts_in_one_cache(python, tmp_path):
-    """On, off, on: each setting has one key, its own, and runs its own graph."""
-    done, result = run(python, tmp_path, "cache", "--model", "tiny-llama", "--starts", "3")
+@pytest.fixture(scope="module")
+def starts(python, tmp_path_factory):
+    """Three starts in one cache, on, off, on, and the folder of their logs."""
+    out = tmp_path_factory.mktemp("starts")
+    done, result = run(python, out, "cache", "--model", "tiny-llama", "--starts", "3")
     assert done.returncode == 0, done.stdout + done.stderr
-    on, off, again = result["starts"]
+    return result["starts"], out
+
+
+@pytest.mark.xdist_group("starts")
+def test_three_starts_in_one_cache(starts):
+    """Each setting has one key, its own, and runs its own graph."""
+    (on, off, again), out = starts
     # Two layers have two norms each, and one is at the end.
-    assert [start["hp_norm_per_step"] for start in result["starts"]] == [5, 0, 5]
+    assert [start["hp_norm_per_step"] for start in (on, off, again)] == [5, 0, 5]
     assert on["cache_dir"] == again["cache_dir"] != off["cache_dir"]
     assert on["cache_dir"].startswith("torch_compile_cache/")  # not where this machine has it
     assert on["tokens"] == again["tokens"]
-    log = (tmp_path / "engine_start1_on.log").read_text()
+    log = (out / "engine_start1_on.log").read_text()
     assert log.count("IR adapter, fused_add_rms_norm and rms_norm on") == 1
     assert "hp_norm: LlamaForCausalLM: 5 of 5 norm layers on the operator" in log
-    assert "hp_norm: Llama" not in (tmp_path / "engine_start2_off.log").read_text()
+    assert "hp_norm: Llama" not in (out / "engine_start2_off.log").read_text()
+
+
+@pytest.mark.xdist_group("starts")
+def test_swapped_compilations_are_those_that_engines_would_have(python, tmp_path, starts):
+    """One engine compiles both settings: each has the key that it has in an engine of its own."""
+    few = ("--model", "tiny-llama", "--repeats", "1", "--warmup", "0")
+    done, result = run(python, tmp_path, "swap", *few)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the operator ran 5 times a decode step (5 norm layers on it)" in done.stdout
+    calls = {one["plugin"]: one["summary"]["hp_norm_per_step"] for one in result["profiles"]}
+    assert calls == {"off": 0, "on": 5}
+    keys = {name: state["cache_dir"] for name, state in result["state"].items()}
+    assert keys == {start["plugin"]: start["cache_dir"] for start in starts[0]}
 
 
 TWO_ENGINES = """
