@@ -568,6 +568,12 @@ def test_the_readme_says_what_the_served_runs_said():
         ratio, spread = row[kind(row) + "_ratio"], row[kind(row) + "_spread"]
         return f"{off}, {on} ms: {ratio:.3f} ± {spread:.3f}"
 
+    def step(row):
+        if row is None:
+            return ""
+        off, on = (f"{row['step_mean_s'][name] * 1e3:.3f}" for name in ("off", "on"))
+        return f"{off}, {on} ms: {row['step_ratio']:.4f} ± {row['step_spread']:.4f}"
+
     readme = (EXAMPLES.parent / "README.md").read_text()
     text = readme.split("| batch |")[1].split("\n\n")[0]
     rows = [
@@ -581,6 +587,24 @@ def test_the_readme_says_what_the_served_runs_said():
     assert works == list(columns[0])
     for work, (_, *words) in zip(works, rows, strict=True):
         assert words == [cell(column.get(work)) for column in columns]
+
+    text = readme.split("| batch, one engine |")[1].split("\n\n")[0]
+    swapped = [
+        json.loads((folder / f"2026-11-28-h200-5f3f33d-{name}-swap.json").read_text())
+        for name in ("llama-3.1-8b", "qwen3-8b")
+    ]
+    for line in text.splitlines()[2:]:
+        first, *words = (part.strip() for part in line.strip("|").split("|"))
+        expected = []
+        for result in swapped:
+            of = {
+                key: {row["batch"]: row for row in result[key] if row.get("kind") != "prefill"}
+                for key in ("replayed", "rows")
+            }
+            batch = int(first.split(",")[0])
+            expected += [step(of["replayed"].get(batch)), cell(of["rows"].get(batch))]
+        assert words == expected
+    assert len(text.splitlines()) == 2 + 4
 
     without_choice = [columns[2][f"decode {batch}"]["others"]["gpc0"][0] for batch in (1, 8, 32)]
     words = "at {:.3f}, {:.3f} and {:.3f} for batch 1, 8 and 32".format(*without_choice)
