@@ -14,6 +14,8 @@ from hp_norm_plugin import rules
 
 SOURCE = Path(__file__).with_name("launcher.cu")
 
+pytestmark = pytest.mark.xdist_group("launcher")
+
 
 @pytest.fixture(scope="module")
 def launcher(tmp_path_factory):
@@ -95,7 +97,7 @@ def test_every_long_staged_row_asks_for_the_same_shared_memory(launcher, hidden_
     [
         ("add", 4096, 4096, 3, "14f0000000000000"),  # evict_last
         ("add", 1024, 4096, 4, "1000000000000000"),  # evict_normal
-        ("plain", 4096, 8192, 3, "14f0000000000000"),
+        ("plain", 4096, 16384, 3, "14f0000000000000"),
     ],
 )
 def test_lines_asked_for_ahead_are_kept_where_the_rule_says_so(

@@ -152,6 +152,19 @@ def test_rows_read_once_are_staged_with_eight_vectors(vecs, path, may):
     assert rules.Config(16, vecs, options=options).is_valid(16384) == may
 
 
+def test_lines_are_kept_where_some_are_asked_for():
+    keep, ahead = (rules.OPTIONS[name] for name in ("keep_ahead", "prefetch_ahead"))
+    assert rules.Config(16, 2, options=keep | ahead).is_valid(8192)
+    assert not rules.Config(16, 2, options=keep).is_valid(8192)
+
+
+@pytest.mark.parametrize(("path", "may"), [("staged", True), ("cached", False), ("reread", False)])
+def test_two_ctas_an_sm_are_of_staged_rows(path, may):
+    """Kernels of clusters have shared memory of their own, and could not ask for that much."""
+    options = rules.OPTIONS["two_per_sm"] + rules.OPTIONS[path]
+    assert rules.Config(16, 4, options=options).is_valid(16384) == may
+
+
 @pytest.mark.parametrize(
     ("rows", "ctas", "others", "may"),
     [(1, 1, 0, True), (2, 1, 0, False), (1, 2, 0, False), (1, 1, rules.OPTIONS["fill_gpu"], False)],
@@ -220,7 +233,8 @@ def test_explain_describes_and_refuses():
 def test_every_configuration_gives_the_same_bits(dtype, hidden_size):
     sm = rules.sm_of("cuda")
     found = rules.candidates(hidden_size, dtype, sm)
-    found += [with_every_option(config) for config in found if not config.options]
+    staged = rules.OPTIONS["staged"]
+    found += [with_every_option(one) for one in found if one.options in (0, staged)]
     assert len(found) >= 5
     for weight_dtype in ("same", torch.float32):
         case = make_case(7, hidden_size, dtype, weight_dtype)

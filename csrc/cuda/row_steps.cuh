@@ -45,7 +45,6 @@ struct NormParams {
   int64_t num_tokens;
   int64_t x_ahead;         // how many bytes ahead a CTA asks L2 for x
   int64_t residual_ahead;  // and for the residual
-  uint64_t ahead_policy;   // what L2 is told of those lines
   int32_t hidden_size;
   int32_t vecs_per_row;
   int32_t ctas_per_row;
@@ -62,6 +61,7 @@ struct NormParams {
   bool round_before_weight;    // narrow and re-reading kernels only
   bool trigger_early;          // launch_dependents between griddepcontrol.wait and the loads
   bool trigger_after_loads;    // or behind them; neither: when the CTAs end
+  uint64_t ahead_policy;       // what L2 is told of the lines that are asked for ahead
 };
 
 // Programmatic dependent launch: nothing is read or written before the wait, the weight included
