@@ -60,6 +60,13 @@ def _served(name: str, mode: str, *arguments: str, engines: int, repeats: int = 
     return Job(name, (*SERVE, *common, "--out", f"{{out}}/{name}"), 480, stage=2)
 
 
+def _starts(name: str, *arguments: str, starts: int) -> Job:
+    """Starts in one compile cache, with the plugin and without it in turn."""
+    common = ("cache", *arguments, "--starts", str(starts), "--batch-sizes", "1", "4",
+              "--prefill-batch", "0", "--kv-cache-gib", "2", "--memory", "0.2")  # fmt: skip
+    return Job(name, (*SERVE, *common, "--out", f"{{out}}/{name}"), 360, stage=2)
+
+
 # In the order in which they start: the longest first.
 JOBS = (
     Job("fused-bf16", (*GRID, "--op", "fused_add", "--out", "{out}/fused-bf16.csv"), 420),
@@ -79,9 +86,11 @@ JOBS = (
             "--may-stand-aside", "--one-cache", engines=3, repeats=3),
     _served("llama-fp8", "swap", *LLAMA, "--quantization", "fp8", "--may-stand-aside",
             "--one-cache", engines=3, repeats=3),
-    Job("cache-starts", (*SERVE, "cache", "--model", "Llama-3.2-1B", "--starts", "3",
-                         "--batch-sizes", "1", "4", "--prefill-batch", "0",
-                         "--out", "{out}/cache-starts"), 360, stage=2),
+    _starts("cache-starts", "--model", "Llama-3.2-1B", starts=3),
+    # And that it has one key, in processes without the plugin and with it, is seen apart.
+    _starts("gemma-starts", "--model", "Gemma-3-4B-text", "--may-stand-aside", starts=2),
+    _starts("fp8-starts", "--model", "Llama-3.2-1B", "--quantization", "fp8",
+            "--may-stand-aside", starts=2),
 )  # fmt: skip
 
 

@@ -26,6 +26,8 @@ from rich.console import Console
 from serving import agreement, cache, models, offline, report, server, swap
 from serving.client import EngineError
 
+from hp_norm_plugin.vllm import policy
+
 
 class Variant(argparse.Action):
     """Collects `NAME VARIABLE=VALUE ...` as the variables of each name."""
@@ -104,6 +106,11 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
     args.gpu = gpu
     if args.output_len < 2:
         parser.error("--output-len: must be at least 2, got " + str(args.output_len))
+    if args.mode == "swap" and (args.plugin == "layer" or args.enforce_eager or args.variants):
+        parser.error("swap: needs the IR adapter and compilation, and has no --variant")
+    if args.mode == "swap" and args.quantization in policy.WEIGHT_ONLY_QUANTIZATION:
+        rule = "must be one that the plugin leaves alone (vLLM decides on fusions when it starts)"
+        parser.error(f"swap: --quantization: {rule}, got {args.quantization}")
     if min(args.batch_sizes) < 1 or args.repeats < 1 or args.engines < 1:
         parser.error("--batch-sizes, --repeats and --engines: must be at least 1")
     return args

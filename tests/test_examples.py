@@ -617,6 +617,10 @@ def test_the_readme_says_what_the_served_runs_said():
         (["--output-len", "1"], "--output-len: must be at least 2, got 1"),
         (["--batch-sizes", "0"], "--batch-sizes, --repeats and --engines: must be at least 1"),
         (["--engines", "0"], "--batch-sizes, --repeats and --engines: must be at least 1"),
+        (["swap", "--plugin", "layer"], "swap: needs the IR adapter and compilation"),
+        (["swap", "--enforce-eager"], "swap: needs the IR adapter and compilation"),
+        (["swap", "--variant", "a", "B=1"], "swap: needs the IR adapter and compilation"),
+        (["swap", "--quantization", "awq"], "swap: --quantization: must be one that the plugin"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):

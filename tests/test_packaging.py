@@ -38,10 +38,12 @@ def wheel(tmp_path_factory):
     return path
 
 
+@pytest.mark.xdist_group("wheel")
 def test_wheel_is_tagged_for_any_python(wheel):
     assert re.fullmatch(r"hp_norm_plugin-[\d.]+-py3-none-linux_\w+\.whl", wheel.name)
 
 
+@pytest.mark.xdist_group("wheel")
 def test_wheel_holds_the_package_the_library_and_the_entry_point(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -54,6 +56,7 @@ def test_wheel_holds_the_package_the_library_and_the_entry_point(wheel):
     assert "[vllm.general_plugins]" in text and "hp_norm = hp_norm_plugin.vllm:register" in text
 
 
+@pytest.mark.xdist_group("wheel")
 def test_installed_wheel_works_outside_the_tree(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from vllm import envs
+from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
+from vllm.platforms import current_platform
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import serve_llama  # noqa: E402
-from serving import offline, swap  # noqa: E402
+from serving import offline, swap, swap_worker  # noqa: E402
 
 
 class FakeEngine:
@@ -32,6 +39,7 @@ class FakeEngine:
         if do == "use":
             self.used = arguments["name"]
         if do == "replay":
+            assert self.used == "off"
             return {name: [self.step(name)] * 2 for name in arguments["names"]}
         if do == "state":
             return {"of": self.used}
@@ -52,7 +60,8 @@ def swapped(monkeypatch, tmp_path):
         engine = FakeEngine()
         plans = {}
 
-        def start(stack, model, args, progress, asked):
+        def start(stack, model, args, progress, asked, worker_extension):
+            assert worker_extension == "serving.swap_worker.WorkerSwap"
             plans.update(asked)
             return {offline.ON: engine}
 
@@ -94,7 +103,7 @@ def test_they_take_turns_and_each_is_measured_with_its_own(swapped):
     assert row["tpot_s"] == {"off": 0.005, "on": 0.004} and row["tpot_ratio"] == 0.8
     turns = [a["name"] for (do, a), (then, _) in zip(engine.asked, engine.asked[1:], strict=False)
              if do == "use" and then == "measure"]  # fmt: skip
-    assert turns[1:] == ["off", "on"] * 3, "the first is the step that is replayed"
+    assert turns == ["off", "on"] * 3
     (step,) = result["replayed"]
     assert step["batch"] == 8 and step["step_ratio"] == 0.8
     assert offline.verdict({**result, "state": {"on": {"layers": {}, "first_gpc": []}}})[0]
@@ -106,3 +115,174 @@ def test_a_cpu_replays_nothing(swapped, monkeypatch):
     monkeypatch.setattr(serve_llama, "parse", lambda argv, gpu: real(argv, gpu=False))
     result, engine, _ = swapped("--batch-sizes", "1")
     assert result["replayed"] == [] and "replay" not in [do for do, _ in engine.asked]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What vLLM's CUDA graphs are found by."""
+
+    num_tokens: int
+
+
+class FakeEvent:
+    """The GPU's clock, a millisecond a replay."""
+
+    now = 0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = FakeEvent.now
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, stop):
+        return stop.at - self.at
+
+
+@pytest.mark.parametrize("of_the_wrapper", [False, True], ids=["manager", "wrapper"])
+def test_graphs_of_a_step_are_replayed_in_turn(monkeypatch, of_the_wrapper):
+    """vLLM's newer model runner has the CUDA graphs by size, the older one wrapped in entries."""
+    replayed = []
+
+    def graphs(name):
+        def replay():
+            replayed.append(name)
+            FakeEvent.now += 1
+
+        graph = SimpleNamespace(replay=replay)
+        entry = SimpleNamespace(cudagraph=graph) if of_the_wrapper else graph
+        size, other = Size(8), Size(16)
+        return swap_worker.Graphs([], {other: None, size: entry}, {}, "", {})
+
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    worker = swap_worker.WorkerSwap()
+    lengths = torch.tensor([17] * 9)
+    worker.model_runner = SimpleNamespace(input_buffers=SimpleNamespace(seq_lens=lengths))
+    worker._hp_norm_graphs = {name: graphs(name) for name in ("off", "on")}
+    seconds = worker.hp_norm_replay(["off", "on"], num_tokens=8, rounds=2, replays=3)
+    assert seconds == {"off": [1e-3, 1e-3], "on": [1e-3, 1e-3]}
+    assert replayed == [*["off"] * 4, *["on"] * 4] * 2, "each turn begins with an untimed one"
+    assert worker.hp_norm_replay(["off"], num_tokens=9, rounds=1, replays=1) == {"off": []}
+    lengths[7] = 0  # a request has ended
+    with pytest.raises(RuntimeError, match="the last step had fewer than 8 requests"):
+        worker.hp_norm_replay(["off"], num_tokens=8, rounds=1, replays=1)
+
+
+class Runner:
+    """A model runner as vLLM has them, of one compiled module."""
+
+    def __init__(self, of_the_wrapper):
+        module = TorchCompileWithNoGuardsWrapper.__new__(TorchCompileWithNoGuardsWrapper)
+        module.aot_compiled_fn = "on, compiled"
+        self._model = SimpleNamespace(modules=lambda: [object(), module])
+        self.module = module
+        self.model = self._model
+        if of_the_wrapper:
+            self.model = SimpleNamespace(concrete_cudagraph_entries={1: "on, a graph"})
+            self.holder, self.field = self.model, "concrete_cudagraph_entries"
+        else:
+            self.cudagraph_manager = SimpleNamespace(
+                graphs={1: "on, a graph"}, _graphs_captured=True
+            )
+            self.holder, self.field = self.cudagraph_manager, "graphs"
+
+    def get_model(self):
+        return self._model
+
+
+def worker_of(runner, monkeypatch):
+    monkeypatch.setattr(swap_worker, "compile_counters", lambda: {"compiles": worker.compiles})
+    worker = swap_worker.WorkerSwap()
+    worker.model_runner, worker.compiles = runner, 1
+    worker.vllm_config = SimpleNamespace(
+        kernel_config=SimpleNamespace(ir_op_priority=Priority(["hp_norm", "native"])),
+        compilation_config=SimpleNamespace(
+            local_cache_dir=f"{envs.VLLM_CACHE_ROOT}/key on", compile_ranges_endpoints=[32, 8192]
+        ),
+    )
+    return worker
+
+
+class Priority(SimpleNamespace):
+    """vLLM's configuration of who is asked first, and what of it this process has."""
+
+    def __init__(self, names):
+        super().__init__(rms_norm=names, fused_add_rms_norm=names, asked=names)
+
+    def set_default(self):
+        self.asked = self.rms_norm
+
+
+@pytest.mark.parametrize("of_the_wrapper", [False, True], ids=["manager", "wrapper"])
+def test_a_compilation_in_use_is_whole(monkeypatch, of_the_wrapper):
+    """Its compiled function, its CUDA graphs, and what the state tells of it."""
+    runner = Runner(of_the_wrapper)
+    worker = worker_of(runner, monkeypatch)
+    monkeypatch.setattr(
+        swap_worker.WorkerProbe, "hp_norm_state", lambda self: {"compile": "the last one's"}
+    )
+    config = worker.vllm_config
+    worker.hp_norm_keep("on")
+    worker._set_cuda({})
+    assert getattr(runner.holder, "_graphs_captured", False) is False, "none is looked for"
+    worker._set_cuda({1: "off, a graph"})
+    assert getattr(runner.holder, "_graphs_captured", True) is True
+    runner.module.aot_compiled_fn = "off, compiled"
+    swap_worker._set_priority(config, {op: ["native"] for op in swap_worker.OPS})
+    config.compilation_config.local_cache_dir = f"{envs.VLLM_CACHE_ROOT}/key off"
+    worker.compiles = 0
+    worker.hp_norm_keep("off")
+    for name, asked, compiles in (("on", ["hp_norm", "native"], 1), ("off", ["native"], 0)):
+        worker.hp_norm_use(name)
+        assert runner.module.aot_compiled_fn == f"{name}, compiled"
+        assert getattr(runner.holder, runner.field) == {1: f"{name}, a graph"}
+        assert config.kernel_config.ir_op_priority.asked == asked
+        assert config.compilation_config.local_cache_dir.endswith(f"/key {name}")
+        assert worker.hp_norm_state() == {"compile": {"compiles": compiles}}
+
+
+def test_a_model_that_is_not_compiled_is_refused(monkeypatch):
+    runner = Runner(of_the_wrapper=False)
+    runner.module.aot_compiled_fn = None
+    with pytest.raises(RuntimeError, match="vLLM has to compile the model, and ahead of time"):
+        worker_of(runner, monkeypatch).hp_norm_keep("on")
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_a_setting_is_a_priority_and_ranges(monkeypatch, splits):
+    """With, without, with: as vLLM's platform and the plugin decide them, from nothing."""
+    config = worker_of(Runner(of_the_wrapper=False), monkeypatch).vllm_config
+    compilation = config.compilation_config
+
+    def native(config):
+        assert config.kernel_config.ir_op_priority.rms_norm == [], "else it would be the user's"
+        return Priority(["native"])
+
+    @functools.wraps(native)
+    def with_plugin(config):
+        if splits:
+            compilation.compile_ranges_endpoints = [32, *compilation.compile_ranges_endpoints]
+        return Priority(["hp_norm", *native(config).rms_norm])
+
+    with_plugin.puts_hp_norm_first = True
+    monkeypatch.setattr(
+        type(current_platform), "get_default_ir_op_priority", staticmethod(with_plugin)
+    )
+    for setting in (True, False, True):
+        swap_worker._choose(config, setting)
+        expected = ["hp_norm", "native"] if setting else ["native"]
+        assert config.kernel_config.ir_op_priority.asked == expected
+        ends = [32, 8192] if setting and splits else [8192]
+        assert compilation.compile_ranges_endpoints == ends
+
+
+def test_without_the_ir_adapter_it_says_so(monkeypatch):
+    config = worker_of(Runner(of_the_wrapper=False), monkeypatch).vllm_config
+    monkeypatch.setattr(
+        type(current_platform), "get_default_ir_op_priority", staticmethod(lambda config: None)
+    )
+    with pytest.raises(RuntimeError, match="swap: the IR adapter is needed, got: "):
+        swap_worker._choose(config, True)

@@ -52,10 +52,30 @@ class Engine:
         """Run a compilation that was kept."""
         self.llm.collective_rpc("hp_norm_use", args=(name,))
 
-    def replay(self, names: list[str], num_tokens: int, rounds: int, replays: int) -> Any:
-        """Seconds of a decode step on the GPU alone, of each compilation."""
-        arguments = (names, num_tokens, rounds, replays)
-        return self.llm.collective_rpc("hp_norm_replay", args=arguments)[0]
+    def replay(
+        self,
+        names: list[str],
+        batch: int,
+        input_len: int,
+        output_len: int,
+        seed: int,
+        rounds: int,
+        replays: int,
+    ) -> Any:
+        """Seconds of a decode step's CUDA graph, of each compilation.
+
+        The graphs repeat the engine's last step, so they do it while `batch` requests run.
+        """
+        tokens = self._begin(self._prompts(batch, input_len, seed), output_len)
+        while self._step(tokens) < 2:
+            pass
+        arguments = (names, batch, rounds, replays)
+        try:
+            return self.llm.collective_rpc("hp_norm_replay", args=arguments)[0]
+        finally:
+            self.llm.llm_engine.abort_request(list(tokens))
+            while self.llm.llm_engine.has_unfinished_requests():
+                self.llm.llm_engine.step()
 
     def measure(
         self,
@@ -136,22 +156,31 @@ class Engine:
 
     def _generate(self, prompts: list[Any], max_tokens: int) -> tuple[list[float], list[list[int]]]:
         """Step the engine to the end: when every request had its n-th token, and the tokens."""
+        arrivals: list[float] = []
+        started = time.perf_counter()
+        tokens = self._begin(prompts, max_tokens)
+        while self.llm.llm_engine.has_unfinished_requests():
+            fewest = self._step(tokens)
+            arrivals += [time.perf_counter() - started] * (fewest - len(arrivals))
+        return arrivals, list(tokens.values())
+
+    def _begin(self, prompts: list[Any], max_tokens: int) -> dict[str, list[int]]:
+        """Add requests; return where `_step` puts their tokens, by their names."""
         from vllm import SamplingParams
 
         params = SamplingParams(
             temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False
         )
-        engine = self.llm.llm_engine
         self.requests += len(prompts)
-        names = [f"{self.requests}-{index}" for index in range(len(prompts))]
-        tokens: dict[str, list[int]] = {name: [] for name in names}
-        arrivals: list[float] = []
-        started = time.perf_counter()
-        for name, prompt in zip(names, prompts, strict=True):
-            engine.add_request(name, prompt, params)
-        while engine.has_unfinished_requests():
-            for output in engine.step():
-                tokens[output.request_id] = list(output.outputs[0].token_ids)
-            fewest = min(map(len, tokens.values()))
-            arrivals += [time.perf_counter() - started] * (fewest - len(arrivals))
-        return arrivals, [tokens[name] for name in names]
+        tokens: dict[str, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            name = f"{self.requests}-{index}"
+            tokens[name] = []
+            self.llm.llm_engine.add_request(name, prompt, params)
+        return tokens
+
+    def _step(self, tokens: dict[str, list[int]]) -> int:
+        """Step the engine once; return how many tokens every request has."""
+        for output in self.llm.llm_engine.step():
+            tokens[output.request_id] = list(output.outputs[0].token_ids)
+        return min(map(len, tokens.values()))

@@ -27,7 +27,9 @@ def more_of(setting: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if re.fullmatch(rf"{setting}(-\d+)?", name)]
 
 
-def engine_config(model: Model, args: argparse.Namespace) -> dict[str, Any]:
+def engine_config(
+    model: Model, args: argparse.Namespace, worker_extension: str | None = None
+) -> dict[str, Any]:
     """Return the configuration that both engines get: only the plugin's flag differs."""
     from hp_norm_plugin.vllm import probe
 
@@ -51,7 +53,7 @@ def engine_config(model: Model, args: argparse.Namespace) -> dict[str, Any]:
         "max_num_batched_tokens": max(args.prefill_batch * args.prefill_len, 2048),
         "enable_prefix_caching": False,
         "kv_cache_memory_bytes": int(args.kv_cache_gib * 2**30),
-        "worker_extension_cls": getattr(args, "worker_extension", probe.WORKER_EXTENSION),
+        "worker_extension_cls": worker_extension or probe.WORKER_EXTENSION,
         "compilation_config": compilation,
         "disable_log_stats": True,
     }
@@ -70,9 +72,10 @@ def start(
     args: argparse.Namespace,
     progress: Progress,
     plans: dict[str, dict[str, str]],
+    worker_extension: str | None = None,
 ) -> dict[str, EngineClient]:
     """Start engines; `plans` has the environment variables of each by its name."""
-    config = engine_config(model, args)
+    config = engine_config(model, args, worker_extension)
     # On a CPU the engine runs inside the one process: three would each load torch and vLLM, which
     # is most of a tiny model's start.
     common = {} if args.gpu else {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}

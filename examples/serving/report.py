@@ -87,8 +87,8 @@ def print_offline(console: Console, title: str, result: dict[str, Any]) -> None:
 
 
 def print_replayed(console: Console, rows: list[dict[str, Any]]) -> None:
-    """Print one row per batch: a decode step on the GPU alone, of each compilation."""
-    table = Table(title="decode step on the GPU alone, ms", title_justify="left")
+    """Print one row per batch: the CUDA graph of a decode step, of each compilation."""
+    table = Table(title="CUDA graph of a decode step, ms", title_justify="left")
     names = list(rows[0]["step_s"]) if rows else []
     for heading in ("batch", "off", "on", "on/off", *names):
         table.add_column(heading, justify="right")

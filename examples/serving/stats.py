@@ -38,8 +38,8 @@ def paired_ratio(on: Sequence[float], off: Sequence[float]) -> tuple[float, floa
 def ratio_of_means(on: Sequence[float], off: Sequence[float]) -> tuple[float, float]:
     """Return mean(on) over mean(off), a value an engine, and the standard error of the ratio.
 
-    Where and how the activations of an engine lie in memory moves its steps by up to 1 %
-    (docs/notes/2026-11-26-token-ranges.md), however often it is measured: engines are what repeats.
+    Engines of one graph differ by up to 2 %, however often each is measured, so engines are what
+    repeats; and the compilations of one, by less (docs/notes/2026-11-28-one-engine.md).
     """
     means = statistics.fmean(on), statistics.fmean(off)
     relative = [

@@ -1,7 +1,7 @@
 """One engine whose graphs are swapped: compiled without the plugin and with it, in turn.
 
-Two engines of one graph differ by up to 1 % by where their weights lie in memory, and more where
-they wait for the host. Here both settings have the same weights, KV cache and processes.
+Two engines of one graph differ by up to 2 %, and more where they wait for the host. Here both
+settings have the same weights, KV cache and processes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from serving import offline
@@ -44,33 +45,31 @@ def run(
     `args.engines` compilations of each setting, each in a compile cache of its own unless
     `args.one_cache`. Returns and raises what `offline.run` does.
     """
-    args.worker_extension = WORKER_EXTENSION
     pair = (offline.ON, offline.OFF)
     names = [*pair, *(f"{name}-{n}" for n in range(2, args.engines + 1) for name in pair)]
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress_bar())
-
-        def new_cache() -> str:
-            return stack.enter_context(tempfile.TemporaryDirectory(prefix="hp_norm_cache_"))
-
-        root = new_cache()
-        variables = {"HP_NORM_PLUGIN": args.plugin, "VLLM_CACHE_ROOT": root}
+        # The folders go when the engine, which writes to them, is gone.
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hp_norm_cache_")))
+        caches = {name: str(root / ("one" if args.one_cache else name)) for name in names}
+        variables = {"HP_NORM_PLUGIN": args.plugin, "VLLM_CACHE_ROOT": caches[offline.ON]}
         plans = {offline.ON: variables}
-        engine = offline.start(stack, model, args, progress, plans)[offline.ON]
+        engine = offline.start(stack, model, args, progress, plans, WORKER_EXTENSION)[offline.ON]
         task = progress.add_task("compiling", total=len(names))
         with alone(engine, args):
             engine.ask("keep", name=offline.ON)
             for name in names[1:]:
                 progress.update(task, advance=1, description=f"compiling, plugin {name}")
                 with_plugin = bool(offline.more_of(offline.ON, [name]))
-                cache = root if args.one_cache else new_cache()
-                engine.ask("compile", name=name, with_plugin=with_plugin, cache_root=cache)
+                engine.ask(
+                    "compile", name=name, with_plugin=with_plugin, cache_root=caches[name]
+                )  # fmt: skip
         progress.update(task, visible=False)
         # Measured in turn without the plugin and with it.
         order = [name for pair in zip(names[1::2], names[::2], strict=True) for name in pair]
         compilations = {name: Compilation(engine, name) for name in order}
         batches = args.batch_sizes if args.gpu else []
-        replayed = [_replay(compilations, batch, args) for batch in batches]
+        replayed = [row for row in (_replay(compilations, batch, args) for batch in batches) if row]
         keep({"replayed": replayed})
         measured = offline.look(
             compilations, args, progress, lambda so_far: keep({**so_far, "replayed": replayed})
@@ -81,9 +80,15 @@ def run(
 def _replay(
     compilations: dict[str, Compilation], batch: int, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Compare decode steps on the GPU alone: the CUDA graphs of each compilation, replayed."""
+    """Compare decode steps: the CUDA graphs of each compilation, back to back.
+
+    Empty where a step of that size has none.
+    """
     first = next(iter(compilations.values()))
-    first.ask("measure", batch=batch, input_len=args.input_len, seed=args.seed, output_len=17)
-    names = list(compilations)
-    seconds = first.ask("replay", names=names, num_tokens=batch, rounds=ROUNDS, replays=REPLAYS)
+    seconds = first.ask(
+        "replay", names=list(compilations), batch=batch, input_len=args.input_len,
+        output_len=args.output_len, seed=args.seed, rounds=ROUNDS, replays=REPLAYS,
+    )  # fmt: skip
+    if not all(seconds.values()):
+        return {}
     return {"batch": batch, **offline.compare("step", seconds), "raw": seconds}

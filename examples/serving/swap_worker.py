@@ -7,7 +7,6 @@ It uses what vLLM has for compiling a running model again when its parallelism c
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from typing import Any
 
 import torch
 
-from hp_norm_plugin.vllm import token_ranges
-from hp_norm_plugin.vllm.probe import WorkerProbe
+from hp_norm_plugin.vllm import registration, token_ranges
+from hp_norm_plugin.vllm.probe import WorkerProbe, compile_counters
 
 WORKER_EXTENSION = "serving.swap_worker.WorkerSwap"
 OPS = ("rms_norm", "fused_add_rms_norm")
@@ -30,6 +29,7 @@ class Graphs:
     cuda: dict[Any, Any]
     priority: dict[str, list[str]]
     cache_dir: str  # below the cache folder that it was compiled in
+    counters: dict[str, int]  # vLLM's, of this compilation
 
 
 class WorkerSwap(WorkerProbe):
@@ -48,7 +48,9 @@ class WorkerSwap(WorkerProbe):
             cache_dir=os.path.relpath(
                 config.compilation_config.local_cache_dir, envs.VLLM_CACHE_ROOT
             ),
+            counters=compile_counters(),
         )
+        self._hp_norm_used = name
 
     def hp_norm_use(self, name: str) -> None:
         """Have the next steps run a compilation that was kept, and `hp_norm_state` tell of it."""
@@ -62,9 +64,18 @@ class WorkerSwap(WorkerProbe):
         _set_priority(config, graphs.priority)
         cache_dir = os.path.join(envs.VLLM_CACHE_ROOT, graphs.cache_dir)
         config.compilation_config.local_cache_dir = cache_dir
+        self._hp_norm_used = name
+
+    def hp_norm_state(self) -> dict[str, Any]:
+        """Return what `WorkerProbe` does, with the counters of the compilation in use."""
+        counters = self._hp_norm_graphs[self._hp_norm_used].counters
+        return {**super().hp_norm_state(), "compile": counters}
 
     def hp_norm_compile(self, name: str, with_plugin: bool, cache_root: str) -> None:
         """Compile the model again, as an engine does at its start, and keep it under a name.
+
+        What vLLM derives at its start from who is asked for norms stays as it was: whether to fuse
+        a norm with a quantisation behind it.
 
         Parameters
         ----------
@@ -94,34 +105,41 @@ class WorkerSwap(WorkerProbe):
                 runner.profile_run()
             self.compile_or_warm_up_model()  # type: ignore[attr-defined]
             self.hp_norm_keep(name)
-        gc.collect()
 
     def hp_norm_replay(
         self, names: list[str], num_tokens: int, rounds: int, replays: int
     ) -> dict[str, list[float]]:
-        """Replay the CUDA graph of a decode step of each compilation, in turn, without the host.
+        """Replay the CUDA graph of a decode step of each compilation, in turn, back to back.
 
-        Every replay repeats the last step that the engine did, so it has to be one of that size.
+        Every replay repeats the last step that the engine did.
 
         Parameters
         ----------
         names
             Compilations that were kept.
         num_tokens
-            Size of the step: a graph was captured for exactly so many.
+            Requests of the step, a token each: a graph was captured for exactly so many.
         rounds, replays
             How often each compilation has its turn, and how many replays a turn has.
 
         Returns
         -------
         dict
-            Seconds a replay, of each turn, by name; none on a CPU.
+            Seconds a replay, of each turn, by name; none where there is no such graph.
+
+        Raises
+        ------
+        RuntimeError
+            The last step had fewer requests: attention would do less than in such a step.
 
         """
         graphs = {name: self._of_step(self._hp_norm_graphs[name], num_tokens) for name in names}
         seconds: dict[str, list[float]] = {name: [] for name in names}
         if None in graphs.values():
             return seconds
+        buffers = getattr(self.model_runner, "input_buffers", None)  # type: ignore[attr-defined]
+        if buffers is not None and not bool((buffers.seq_lens[:num_tokens] > 0).all()):
+            raise RuntimeError(f"swap: the last step had fewer than {num_tokens} requests")
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         for _ in range(rounds):
             for name, graph in graphs.items():
@@ -163,8 +181,11 @@ class WorkerSwap(WorkerProbe):
 
     def _set_cuda(self, graphs: dict[Any, Any]) -> None:
         holder, name = self._cuda_holder()
-        if holder is not None:
-            setattr(holder, name, graphs)
+        if holder is None:
+            return
+        setattr(holder, name, graphs)
+        if hasattr(holder, "_graphs_captured"):  # or it would look for those that are not there yet
+            holder._graphs_captured = bool(graphs)
 
     def _cuda_holder(self) -> tuple[Any, str]:
         """Return who has the CUDA graphs of whole steps, by name: none on a CPU."""
@@ -184,7 +205,9 @@ def _choose(config: Any, with_plugin: bool) -> None:
 
     platforms = current_platform.get_default_ir_op_priority
     if not hasattr(platforms, "puts_hp_norm_first"):
-        raise RuntimeError("swap: the IR adapter is needed, and is not attached")
+        done = registration()
+        why = done.reason if done is not None else "the plugin was not loaded"
+        raise RuntimeError(f"swap: the IR adapter is needed, got: {why}")
     compilation = config.compilation_config
     ends = {*compilation.compile_ranges_endpoints} - {token_ranges.LAST}
     compilation.compile_ranges_endpoints = sorted(ends)

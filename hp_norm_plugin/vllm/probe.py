@@ -83,7 +83,7 @@ class WorkerProbe:
             "left": report.describe_left(vllm_config, adapter),
             "first_gpc": first_product.choices(),
             "priority": _ir_priority(),
-            "compile": _compile_counters(),
+            "compile": compile_counters(),
             "mode": str(compilation.mode),
             "cudagraph_mode": str(compilation.cudagraph_mode),
             "cache_dir": _cache_dir(compilation),
@@ -157,7 +157,8 @@ def _ir_priority() -> dict[str, list[str]]:
     }
 
 
-def _compile_counters() -> dict[str, int]:
+def compile_counters() -> dict[str, int]:
+    """Return what vLLM has counted of its compilations in this process, by name."""
     try:
         from vllm.compilation.counter import compilation_counter
     except ImportError:  # an internal module; its absence only leaves the table empty

@@ -81,7 +81,7 @@ def test_the_served_models_of_a_gpu_run_are_understood(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples")
     serve_llama = importlib.import_module("serve_llama")
     jobs = [job for job in gpu_run.JOBS if job.arguments[:1] == gpu_run.SERVE]
-    assert len(jobs) == 7
+    assert len(jobs) == 9
     for job in jobs:
         args = serve_llama.parse(list(job.arguments[1:]), gpu=True)
         assert args.out == f"{{out}}/{job.name}"
