@@ -228,6 +228,9 @@ def test_a_compilation_in_use_is_whole(monkeypatch, of_the_wrapper):
     worker.hp_norm_keep("on")
     worker._set_cuda({})
     assert getattr(runner.holder, "_graphs_captured", False) is False, "none is looked for"
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "a new pool")
+    worker._new_pool()
+    assert getattr(runner.holder, swap_worker.POOLS[runner.field]) == "a new pool"
     worker._set_cuda({1: "off, a graph"})
     assert getattr(runner.holder, "_graphs_captured", True) is True
     runner.module.aot_compiled_fn = "off, compiled"

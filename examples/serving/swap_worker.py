@@ -19,6 +19,9 @@ from hp_norm_plugin.vllm.probe import WorkerProbe, compile_counters
 
 WORKER_EXTENSION = "serving.swap_worker.WorkerSwap"
 OPS = ("rms_norm", "fused_add_rms_norm")
+# Who has the CUDA graphs has the memory pool for the next ones, too: by the names that vLLM's
+# newer and older model runner have for the graphs.
+POOLS = {"graphs": "pool", "concrete_cudagraph_entries": "graph_pool"}
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ class WorkerSwap(WorkerProbe):
             for module in self._compiled_modules():
                 reset_compile_wrapper(module)
             self._set_cuda({})
+            self._new_pool()
             # As at a start: a run with the most tokens, then the CUDA graphs.
             if hasattr(runner, "warming_up_model"):
                 runner.warming_up_model()  # on a CPU with what it compiles with
@@ -186,6 +190,16 @@ class WorkerSwap(WorkerProbe):
         setattr(holder, name, graphs)
         if hasattr(holder, "_graphs_captured"):  # or it would look for those that are not there yet
             holder._graphs_captured = bool(graphs)
+
+    def _new_pool(self) -> None:
+        """Have the next CUDA graphs lie elsewhere than those before.
+
+        A product takes up to 6 % longer by where its input lies (H200, 2026-11-28,
+        docs/notes/2026-11-28-one-engine.md): that is to be drawn anew for each compilation.
+        """
+        holder, name = self._cuda_holder()
+        if holder is not None:
+            setattr(holder, POOLS[name], torch.cuda.graph_pool_handle())
 
     def _cuda_holder(self) -> tuple[Any, str]:
         """Return who has the CUDA graphs of whole steps, by name: none on a CPU."""
