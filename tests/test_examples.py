@@ -86,6 +86,42 @@ def test_time_per_output_token_is_the_median_step(monkeypatch, batch, queued):
     assert result["tokens"] == [[0, 1, 2, 3], [0, 1, 2, 3]]
 
 
+def test_a_profile_is_of_the_decode_steps_alone():
+    """What only a first profile has is in none of the two that are subtracted."""
+    import types
+
+    from serving import engine as engine_module
+
+    generated = []
+
+    def rpc(method):
+        if method == "hp_norm_profile_start":
+            return None
+        kernel = {"name": "norm", "count": 5 * generated[-1], "time_us": 2.0 * generated[-1]}
+        once = {"name": "set up", "count": 1, "time_us": 900.0}
+        return [[kernel, once] if len(generated) == 1 else [kernel]]
+
+    profiled = engine_module.Engine.__new__(engine_module.Engine)
+    profiled.vocab_size = 100
+    profiled.llm = types.SimpleNamespace(collective_rpc=rpc)
+    profiled._generate = lambda prompts, tokens: generated.append(tokens)
+    result = profiled.profile(batch=1, input_len=3, output_len=17, seed=0)
+    assert result["decode_steps"] == 16
+    (kernel,) = result["kernels"]
+    assert (kernel["name"], kernel["count"], kernel["time_us"]) == ("norm", 80, 32.0)
+
+
+@pytest.mark.parametrize(("kernels", "share"), [(200.0, "5.0%"), (-50.0, "")])
+def test_a_share_is_of_something(kernels, share):
+    summary = {"kernel_us_per_step": kernels, "norm_us_per_step": 10.0, "norms_per_step": 5,
+               "hp_norm_per_step": 5}  # fmt: skip
+    console = Console(record=True, width=200)
+    profiles = [{"plugin": "on", "batch": 1, "summary": summary}]
+    report.print_offline(console, "title", {"rows": [], "profiles": profiles})
+    *_, row, _ = console.export_text().strip().splitlines()
+    assert [cell.strip() for cell in row.split("│")[1:-1]][1:4] == [f"{kernels:.1f}", "10.0", share]
+
+
 def test_spread_is_relative_and_robust():
     assert stats.spread([1.0, 1.0, 1.0, 1.0, 9.0]) == 0.0
     assert stats.spread([1.0, 3.0]) == pytest.approx(0.5)
