@@ -53,18 +53,21 @@ class Done:
     seconds: float
 
 
-def _served(name: str, mode: str, *arguments: str, engines: int, repeats: int = 6) -> Job:
+def _serve(name: str, seconds: int, *arguments: str) -> Job:
+    return Job(name, (*SERVE, *arguments, "--out", f"{{out}}/{name}"), seconds, stage=2)
+
+
+def _compared(name: str, mode: str, *arguments: str, engines: int, repeats: int = 6) -> Job:
     """Engines of a model, or compilations in one engine, so many of each setting."""
-    common = (mode, *arguments, "--engines", str(engines), "--repeats", str(repeats),
-              "--kv-cache-gib", "4")  # fmt: skip
-    return Job(name, (*SERVE, *common, "--out", f"{{out}}/{name}"), 480, stage=2)
+    return _serve(name, 480, mode, *arguments, "--engines", str(engines),
+                  "--repeats", str(repeats), "--kv-cache-gib", "4")  # fmt: skip
 
 
 def _starts(name: str, *arguments: str, starts: int) -> Job:
     """Starts in one compile cache, with the plugin and without it in turn."""
-    common = ("cache", *arguments, "--starts", str(starts), "--batch-sizes", "1", "4",
-              "--prefill-batch", "0", "--kv-cache-gib", "2", "--memory", "0.2")  # fmt: skip
-    return Job(name, (*SERVE, *common, "--out", f"{{out}}/{name}"), 360, stage=2)
+    return _serve(name, 360, "cache", *arguments, "--starts", str(starts),
+                  "--batch-sizes", "1", "4", "--prefill-batch", "0",
+                  "--kv-cache-gib", "2", "--memory", "0.2")  # fmt: skip
 
 
 # In the order in which they start: the longest first.
@@ -77,17 +80,17 @@ JOBS = (
     Job("sanitizer", (*PYTEST, "-m", "sanitizer", "tests/test_ops_cuda.py"), 120),
     Job("founding", (*GRID, "--founding", "--providers", "hp_norm", "flashinfer_cute",
                      "flashinfer_cuda", "copy", "--out", "{out}/founding.csv"), 120),
-    _served("llama", "offline", *LLAMA, engines=3),
-    _served("llama-swap", "swap", *LLAMA, engines=3, repeats=3),
-    _served("qwen", "offline", *QWEN, engines=2),
-    _served("qwen-swap", "swap", *QWEN, engines=3, repeats=3),
+    _compared("llama", "offline", *LLAMA, engines=3),
+    _compared("llama-swap", "swap", *LLAMA, engines=3, repeats=3),
+    _compared("qwen", "offline", *QWEN, engines=2),
+    _compared("qwen-swap", "swap", *QWEN, engines=3, repeats=3),
     # What stands aside has one graph for both settings, so it is compared in one cache.
-    _served("gemma", "swap", "--model", "Gemma-3-4B-text", "--batch-sizes", "1", "32", "128",
-            "--may-stand-aside", "--one-cache", engines=3, repeats=3),
-    _served("llama-fp8", "swap", *LLAMA, "--quantization", "fp8", "--may-stand-aside",
-            "--one-cache", engines=3, repeats=3),
+    _compared("gemma", "swap", "--model", "Gemma-3-4B-text", "--batch-sizes", "1", "32", "128",
+              "--may-stand-aside", "--one-cache", engines=3, repeats=3),
+    _compared("llama-fp8", "swap", *LLAMA, "--quantization", "fp8", "--may-stand-aside",
+              "--one-cache", engines=3, repeats=3),
     _starts("cache-starts", "--model", "Llama-3.2-1B", starts=3),
-    # And that it has one key, in processes without the plugin and with it, is seen apart.
+    # That what stands aside has one key in processes with the plugin and without it.
     _starts("gemma-starts", "--model", "Gemma-3-4B-text", "--may-stand-aside", starts=2),
     _starts("fp8-starts", "--model", "Llama-3.2-1B", "--quantization", "fp8",
             "--may-stand-aside", starts=2),

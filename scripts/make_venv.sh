@@ -27,5 +27,5 @@ else
   done
   pip install "triton>=3"  # for its cuobjdump: the tests read the kernels' machine code
 fi
-pip install "setuptools>=77" wheel "pytest>=8" "pytest-xdist>=3" "hypothesis>=6" numpy rich pandas matplotlib \
-  nvidia-ml-py
+pip install "setuptools>=77" wheel "pytest>=8" "pytest-xdist>=3" "hypothesis>=6" numpy rich \
+  pandas matplotlib nvidia-ml-py

@@ -642,6 +642,22 @@ def test_the_readme_says_what_the_served_runs_said():
         assert words == expected
     assert len(text.splitlines()) == 2 + 4
 
+    rest = [
+        row["tpot_mean_s"]["on"] - graph["step_mean_s"]["on"]
+        - (row["tpot_mean_s"]["off"] - graph["step_mean_s"]["off"])
+        for result in swapped
+        for row in result["rows"]
+        for graph in result["replayed"]
+        if row["kind"] == "decode" and row["batch"] == graph["batch"] <= 32
+    ]  # fmt: skip
+    words = f"was {min(rest) * 1e3:.2f} to {max(rest) * 1e3:.2f} ms longer with the plugin"
+    assert words in " ".join(readme.split())
+    alike = json.loads((folder / "2026-11-27-h200-b3d28e0-llama-3.1-8b-fp8.json").read_text())
+    times = [row["tpot_s"].values() for row in alike["rows"] if "tpot_s" in row]
+    apart = [max(each) / min(each) - 1 for each in times]
+    words = f"differ by {min(apart) * 100:.1f} to {max(apart):.1%} by what is not the graph"
+    assert words.replace("%", " %") in readme
+
     without_choice = [columns[2][f"decode {batch}"]["others"]["gpc0"][0] for batch in (1, 8, 32)]
     words = "at {:.3f}, {:.3f} and {:.3f} for batch 1, 8 and 32".format(*without_choice)
     assert words in " ".join(readme.split())

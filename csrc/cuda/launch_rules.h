@@ -63,15 +63,13 @@ inline constexpr int kFillCtasPerSm = 4;
 // empty, and the order in which SMs become empty is chance.
 inline constexpr int kFillSharedPercent = 7;
 
-// kKeepAhead lasts longer than the call: lines stay kept when they were read, and other data behind
-// the norm has less of L2, so that 16 MB are read again as fast as before, 32 MB 9 to 26 % slower.
-// Norms and products in a row do not feel it (the note named below).
-
 // How far kPrefetchAhead reaches: what DRAM delivers in about a microsecond.
 // H200 2026-11-22: 4 MiB beats 2 and 8 MiB at 4096 tokens of every width.
 inline constexpr int64_t kAheadBytes = 4 << 20;
-// The same with kKeepAhead: 2 and 4 MiB are level, 8 loses up to 5 % (H200, 2026-11-28,
-// docs/notes/2026-11-28-requests-kept.md).
+// The same with kKeepAhead: 2 and 4 MiB are level, 8 loses up to 5 %. It lasts longer than the
+// call: lines stay kept when they were read, and other data behind the norm has less of L2, so that
+// 16 MB are read again as fast as before, 32 MB 9 to 26 % slower. Norms and products in a row do
+// not feel it (H200, 2026-11-28, docs/notes/2026-11-28-requests-kept.md).
 inline constexpr int64_t kKeptAheadBytes = 3 << 20;
 // More than a third of the shared memory of an SM of sm_90 and sm_100.
 inline constexpr int32_t kTwoPerSmBytes = 80 << 10;

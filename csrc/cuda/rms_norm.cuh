@@ -148,15 +148,11 @@ __global__ void __maxnreg__(max_registers(kPath, kVecs * kElems * int(sizeof(T))
   }
   if constexpr (kWeightsWithRow) load_weights(weight, 0, kVecs);
   if (!kNarrow && !kCluster && asks && row_group < p.groups_with_ahead) {
-    const auto ask = [&](const char* from, uint32_t bytes) {
-      if constexpr (kNamesPolicy) {
-        prefetch_to_l2(from, bytes, p.ahead_policy);
-      } else {
-        prefetch_to_l2(from, bytes);
-      }
-    };
-    ask(x_of_cta + p.x_ahead, p.x_request_bytes);
-    if constexpr (kAdd) ask(residual_of_cta + p.residual_ahead, p.residual_request_bytes);
+    prefetch_to_l2<kNamesPolicy>(x_of_cta + p.x_ahead, p.x_request_bytes, p.ahead_policy);
+    if constexpr (kAdd) {
+      prefetch_to_l2<kNamesPolicy>(residual_of_cta + p.residual_ahead, p.residual_request_bytes,
+                                   p.ahead_policy);
+    }
   }
   if (p.trigger_after_loads) launch_dependent_grid();
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.progress import Progress
 
+from hp_norm_plugin.vllm.probe import WORKER_EXTENSION
 from serving import stats
 from serving.children import alone, progress_bar, start_all
 from serving.client import EngineClient, child_environment
@@ -28,11 +29,9 @@ def more_of(setting: str, names: Iterable[str]) -> list[str]:
 
 
 def engine_config(
-    model: Model, args: argparse.Namespace, worker_extension: str | None = None
+    model: Model, args: argparse.Namespace, worker_extension: str = WORKER_EXTENSION
 ) -> dict[str, Any]:
     """Return the configuration that both engines get: only the plugin's flag differs."""
-    from hp_norm_plugin.vllm import probe
-
     batches = sorted({*args.batch_sizes, args.prefill_batch} - {0})
     longest = max(args.input_len + args.output_len, args.prefill_len + 1)
     # Batches that a CUDA graph holds exactly, and no others: capturing the default list of sizes
@@ -53,7 +52,7 @@ def engine_config(
         "max_num_batched_tokens": max(args.prefill_batch * args.prefill_len, 2048),
         "enable_prefix_caching": False,
         "kv_cache_memory_bytes": int(args.kv_cache_gib * 2**30),
-        "worker_extension_cls": worker_extension or probe.WORKER_EXTENSION,
+        "worker_extension_cls": worker_extension,
         "compilation_config": compilation,
         "disable_log_stats": True,
     }
@@ -72,7 +71,7 @@ def start(
     args: argparse.Namespace,
     progress: Progress,
     plans: dict[str, dict[str, str]],
-    worker_extension: str | None = None,
+    worker_extension: str = WORKER_EXTENSION,
 ) -> dict[str, EngineClient]:
     """Start engines; `plans` has the environment variables of each by its name."""
     config = engine_config(model, args, worker_extension)

@@ -64,7 +64,7 @@ def print_offline(console: Console, title: str, result: dict[str, Any]) -> None:
             f"{row['kind']} {row['batch']} x {row['input_len']}",
             *_cells(row, "ttft"),
             *(_cells(row, "tpot") if "tpot_s" in row else ("", "")),
-            *(f"{ratio[0]:.4f} ±{ratio[1]:.4f}" if ratio else "" for ratio in ratios),
+            *(_ratio(*ratio) if ratio else "" for ratio in ratios),
             _agreement(row),
         )
     console.print(table)
@@ -91,20 +91,26 @@ def print_offline(console: Console, title: str, result: dict[str, Any]) -> None:
 def print_replayed(console: Console, rows: list[dict[str, Any]]) -> None:
     """Print one row per batch: the CUDA graph of a decode step, of each compilation."""
     table = Table(title="CUDA graph of a decode step, ms", title_justify="left")
-    names = list(rows[0]["step_s"]) if rows else []
-    for heading in ("batch", "off", "on", "on/off", *names):
+    for heading in ("batch", "off", "on", "on/off", *rows[0]["step_s"]):
         table.add_column(heading, justify="right")
     for row in rows:
         each = (f"{seconds * 1e3:.4f}" for seconds in row["step_s"].values())
-        means, ratio = _cells(row, "step")
-        table.add_row(str(row["batch"]), *means.split(", "), ratio, *each)
+        ratio = _ratio(row["step_ratio"], row["step_spread"])
+        table.add_row(str(row["batch"]), *_means(row, "step"), ratio, *each)
     console.print(table)
 
 
+def _ratio(value: float, spread: float) -> str:
+    return f"{value:.4f} ±{spread:.4f}"
+
+
+def _means(row: dict[str, Any], what: str) -> tuple[str, str]:
+    off, on = (f"{row[f'{what}_mean_s'][name] * 1e3:.3f}" for name in ("off", "on"))
+    return off, on
+
+
 def _cells(row: dict[str, Any], what: str) -> tuple[str, str]:
-    off, on = (row[f"{what}_mean_s"][name] * 1e3 for name in ("off", "on"))
-    ratio = f"{row[f'{what}_ratio']:.4f} ±{row[f'{what}_spread']:.4f}"
-    return f"{off:.3f}, {on:.3f}", ratio
+    return ", ".join(_means(row, what)), _ratio(row[f"{what}_ratio"], row[f"{what}_spread"])
 
 
 def _agreement(row: dict[str, Any]) -> str:
@@ -123,7 +129,7 @@ def print_server(console: Console, title: str, result: dict[str, Any], metrics: 
     for row in result["rows"]:
         for name, words in metrics.items():
             value = row[name]
-            ratio = f"{value['ratio']:.4f} ±{value['spread']:.4f}"
+            ratio = _ratio(value["ratio"], value["spread"])
             table.add_row(row["load"], words, f"{value['off']:.2f}", f"{value['on']:.2f}", ratio)
     console.print(table)
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from hp_norm_plugin.vllm import registration, token_ranges
+from hp_norm_plugin.vllm.ir_provider import OPS
 from hp_norm_plugin.vllm.probe import WorkerProbe, compile_counters
 
 WORKER_EXTENSION = "serving.swap_worker.WorkerSwap"
-OPS = ("rms_norm", "fused_add_rms_norm")
 # Who has the CUDA graphs has the memory pool for the next ones, too: by the names that vLLM's
 # newer and older model runner have for the graphs.
 POOLS = {"graphs": "pool", "concrete_cudagraph_entries": "graph_pool"}
@@ -194,8 +194,8 @@ class WorkerSwap(WorkerProbe):
     def _new_pool(self) -> None:
         """Have the next CUDA graphs lie elsewhere than those before.
 
-        A product takes up to 6 % longer by where its input lies (H200, 2026-11-28,
-        docs/notes/2026-11-28-one-engine.md): that is to be drawn anew for each compilation.
+        A product can take 7 % longer by where its input lies (H200,
+        docs/gpu/2026-11-26-h200-addresses.txt): that is to be drawn anew for each compilation.
         """
         holder, name = self._cuda_holder()
         if holder is not None:
@@ -243,14 +243,11 @@ def _cache_root(path: str) -> Iterator[None]:
     """Have vLLM's cache in another folder: it has read its environment by now."""
     from vllm import envs
 
-    before = os.environ.get("VLLM_CACHE_ROOT")
+    before = envs.VLLM_CACHE_ROOT
     envs.disable_envs_cache()
     os.environ["VLLM_CACHE_ROOT"] = path
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["VLLM_CACHE_ROOT"]
-        else:
-            os.environ["VLLM_CACHE_ROOT"] = before
+        os.environ["VLLM_CACHE_ROOT"] = before
         envs.enable_envs_cache()

@@ -5,7 +5,7 @@ norm + quantisation, q/k norm + rope) never comes here; what is left does. A pro
 priority: ours is put first by wrapping the platform's default, and steps back call by call
 through `supports_args`.
 
-This module is imported only where vLLM has its IR. It has no `from __future__ import
+The plugin imports this module only where vLLM has its IR. It has no `from __future__ import
 annotations`: vLLM infers the op schema from the annotations.
 """
 
