@@ -149,6 +149,8 @@ def run_offline(model: models.Model, args: argparse.Namespace, console: Console)
     report.print_offline(console, title, result)
     if result.get("replayed"):
         report.print_replayed(console, result["replayed"])
+    if result.get("watched"):
+        report.print_watched(console, result["watched"])
     draw(args, console, title, report.offline_bars(result))
     console.print(state["reason"], highlight=False)
     if args.one_cache:

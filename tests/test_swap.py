@@ -23,11 +23,15 @@ from serving import offline, swap, swap_worker  # noqa: E402
 
 
 class FakeEngine:
-    """Takes 5 ms a step with the compilations of one setting, and 4 with those of the other."""
+    """Takes 5 ms a step with the compilations of one setting, and 4 with those of the other.
+
+    A millisecond of it is no graph's.
+    """
 
     def __init__(self):
         self.asked = []
         self.used = "on"
+        self.turns = 0
 
     def pause(self):
         pass
@@ -41,6 +45,10 @@ class FakeEngine:
         if do == "replay":
             assert self.used == "off"
             return {name: [self.step(name)] * 2 for name in arguments["names"]}
+        if do == "watched":
+            self.turns += 1  # the first of each is for warming up, and far off
+            step = self.step(self.used) if self.turns > 2 else 1.0
+            return {"steps": 9, "graph_s": step - 0.001, "rest_s": 0.001, "step_s": step}
         if do == "state":
             return {"of": self.used}
         if do == "profile":
@@ -101,11 +109,15 @@ def test_they_take_turns_and_each_is_measured_with_its_own(swapped):
     result, engine, _ = swapped("--batch-sizes", "8", "--prefill-batch", "0", "--repeats", "2")
     (row,) = result["rows"]
     assert row["tpot_s"] == {"off": 0.005, "on": 0.004} and row["tpot_ratio"] == 0.8
-    turns = [a["name"] for (do, a), (then, _) in zip(engine.asked, engine.asked[1:], strict=False)
-             if do == "use" and then == "measure"]  # fmt: skip
+    turn = ["use", "watch", "measure", "watched"]
+    asked = [engine.asked[at : at + len(turn)] for at in range(len(engine.asked))]
+    turns = [each[0][1]["name"] for each in asked if [what for what, _ in each] == turn]
     assert turns == ["off", "on"] * 3
     (step,) = result["replayed"]
     assert step["batch"] == 8 and step["step_ratio"] == 0.8
+    (watched,) = result["watched"]
+    assert watched["batch"] == 8 and len(watched["raw"]["on"]) == 2
+    assert [watched[f"{what}_ratio"] for what in ("graph", "rest", "step")] == [0.75, 1.0, 0.8]
     assert offline.verdict({**result, "state": {"on": {"layers": {}, "first_gpc": []}}})[0]
 
 
@@ -115,6 +127,12 @@ def test_a_cpu_replays_nothing(swapped, monkeypatch):
     monkeypatch.setattr(serve_llama, "parse", lambda argv, gpu: real(argv, gpu=False))
     result, engine, _ = swapped("--batch-sizes", "1")
     assert result["replayed"] == [] and "replay" not in [do for do, _ in engine.asked]
+
+
+def test_a_prefill_has_no_graph_to_watch(swapped):
+    _, engine, _ = swapped("--batch-sizes", "8", "--prefill-batch", "2", "--repeats", "1")
+    watched = [arguments["batch"] for do, arguments in engine.asked if do == "watch"]
+    assert watched == [8] * 4
 
 
 @dataclass(frozen=True)
@@ -169,6 +187,35 @@ def test_graphs_of_a_step_are_replayed_in_turn(monkeypatch, of_the_wrapper):
     lengths[7] = 0  # a request has ended
     with pytest.raises(RuntimeError, match="the last step had fewer than 8 requests"):
         worker.hp_norm_replay(["off"], num_tokens=8, rounds=1, replays=1)
+
+
+def test_steps_are_taken_apart_by_the_clock_of_the_gpu(monkeypatch):
+    """Replays of the graph that is watched, and of no other, of which the rest is between them."""
+
+    class Graph:
+        def replay(self):
+            FakeEvent.now += 3
+
+    as_it_was = Graph.replay
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    watched, other = Graph(), Graph()
+    worker = swap_worker.WorkerSwap()
+    worker._hp_norm_graphs = {"on": swap_worker.Graphs([], {Size(8): watched}, {}, "", {})}
+    worker._hp_norm_used = "on"
+    worker.hp_norm_watch(num_tokens=8)
+    for graph, rest in ((watched, 1), (watched, 1), (other, 0), (watched, 5)):
+        graph.replay()
+        FakeEvent.now += rest
+    assert worker.hp_norm_watched() == {
+        "steps": 3, "graph_s": 3e-3, "rest_s": 2.5e-3, "step_s": 5.5e-3,
+    }  # fmt: skip
+    assert Graph.replay is as_it_was
+    worker.hp_norm_watch(num_tokens=8)
+    assert worker.hp_norm_watched() == {"steps": 0}, "nothing ran"
+    worker.hp_norm_watch(num_tokens=9)
+    assert worker.hp_norm_watched() == {}, "there is no such graph"
 
 
 class Runner:

@@ -52,6 +52,14 @@ class Engine:
         """Run a compilation that was kept."""
         self.llm.collective_rpc("hp_norm_use", args=(name,))
 
+    def watch(self, batch: int) -> None:
+        """Time the CUDA graphs of decode steps of so many requests from here on."""
+        self.llm.collective_rpc("hp_norm_watch", args=(batch,))
+
+    def watched(self) -> Any:
+        """Seconds of those graphs, and of what was between them."""
+        return self.llm.collective_rpc("hp_norm_watched")[0]
+
     def replay(
         self,
         names: list[str],

@@ -100,6 +100,19 @@ def print_replayed(console: Console, rows: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
+def print_watched(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Print one row per batch: what a decode step is made of while the engine runs."""
+    table = Table(title="decode steps by the GPU's clock, ms", title_justify="left")
+    parts = {"graph": "CUDA graph", "rest": "rest", "step": "step"}
+    table.add_column("batch")
+    for words in parts.values():
+        for heading in (f"{words} off, on", "on/off"):
+            table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(str(row["batch"]), *(cell for part in parts for cell in _cells(row, part)))
+    console.print(table)
+
+
 def _ratio(value: float, spread: float) -> str:
     return f"{value:.4f} ±{spread:.4f}"
 

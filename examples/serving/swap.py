@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,27 @@ ROUNDS, REPLAYS = 10, 20
 
 
 class Compilation:
-    """An engine with one of its compilations, asked as an engine is."""
+    """An engine with one of its compilations, asked as an engine is.
+
+    What the graphs of its decode steps took while it was measured is in `watched`, by the batch.
+    """
 
     def __init__(self, engine: EngineClient, name: str) -> None:
         self.name = name
         self.pause, self.resume = engine.pause, engine.resume
+        self.watched: dict[int, list[dict[str, Any]]] = defaultdict(list)
         self._engine = engine
 
     def ask(self, do: str, **arguments: Any) -> Any:
         """Run one command in the engine, with this compilation."""
         self._engine.ask("use", name=self.name)
-        return self._engine.ask(do, **arguments)
+        if do != "measure" or arguments["output_len"] == 1:
+            return self._engine.ask(do, **arguments)
+        self._engine.ask("watch", batch=arguments["batch"])
+        try:
+            return self._engine.ask(do, **arguments)
+        finally:
+            self.watched[arguments["batch"]].append(self._engine.ask("watched"))
 
 
 def run(
@@ -74,7 +85,26 @@ def run(
         measured = offline.look(
             compilations, args, progress, lambda so_far: keep({**so_far, "replayed": replayed})
         )
-    return {**measured, "replayed": replayed}
+    watched = [row for batch in batches if (row := _watched(compilations, batch, args))]
+    return {**measured, "replayed": replayed, "watched": watched}
+
+
+def _watched(
+    compilations: dict[str, Compilation], batch: int, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Compare decode steps as the engine ran them: the CUDA graph, and the rest of a step.
+
+    Empty where a step of that size has no graph.
+    """
+    turns = {name: c.watched[batch][args.warmup :] for name, c in compilations.items()}
+    if not all(turn.get("graph_s") for each in turns.values() for turn in each):
+        return {}
+    row: dict[str, Any] = {"batch": batch, "raw": turns}
+    for what in ("graph", "rest", "step"):
+        row |= offline.compare(
+            what, {name: [turn[f"{what}_s"] for turn in each] for name, each in turns.items()}
+        )
+    return row
 
 
 def _replay(

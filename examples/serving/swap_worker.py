@@ -17,6 +17,7 @@ import torch
 from hp_norm_plugin.vllm import registration, token_ranges
 from hp_norm_plugin.vllm.ir_provider import OPS
 from hp_norm_plugin.vllm.probe import WorkerProbe, compile_counters
+from serving.graph_times import GraphTimes
 
 WORKER_EXTENSION = "serving.swap_worker.WorkerSwap"
 # Who has the CUDA graphs has the memory pool for the next ones, too: by the names that vLLM's
@@ -155,6 +156,15 @@ class WorkerSwap(WorkerProbe):
                 stop.synchronize()
                 seconds[name].append(start.elapsed_time(stop) / replays / 1e3)
         return seconds
+
+    def hp_norm_watch(self, num_tokens: int) -> None:
+        """Time the CUDA graph of every decode step of so many requests, as it is replayed."""
+        graph = self._of_step(self._hp_norm_graphs[self._hp_norm_used], num_tokens)
+        self._hp_norm_watched = GraphTimes(graph).start() if graph is not None else None
+
+    def hp_norm_watched(self) -> dict[str, Any]:
+        """Stop that, and return what `GraphTimes.stop` does; nothing where there is no graph."""
+        return self._hp_norm_watched.stop() if self._hp_norm_watched is not None else {}
 
     @staticmethod
     def _of_step(graphs: Graphs, num_tokens: int) -> torch.cuda.CUDAGraph | None:
