@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw README's chart of served models from what `serve_llama.py offline` wrote.
+"""Draw README's chart of served models from what `serve_llama.py offline` or `swap` wrote.
 
     python examples/served_chart.py docs/img/serve-h200.png A.json B.json
 
@@ -22,14 +22,20 @@ def panel(result: dict[str, Any]) -> list[tuple[str, float, float]]:
     return bars["TPOT"] + [bar for bar in bars["TTFT"] if bar[0].startswith("prefill")]
 
 
+def name_of(result: dict[str, Any]) -> str:
+    """Return the model that was served, and how it was quantised."""
+    asked = result["arguments"]
+    return ", ".join(word for word in (asked["model"], asked["quantization"]) if word)
+
+
 def main() -> None:
     """Draw the chart."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("results", type=Path, nargs="+", help="serve_llama_offline.json of a run")
+    parser.add_argument("results", type=Path, nargs="+", help="the JSON of a run")
     args = parser.parse_args()
     found = [json.loads(path.read_text()) for path in args.results]
-    panels = {result["arguments"]["model"]: panel(result) for result in found}
+    panels = {name_of(result): panel(result) for result in found}
     title = f"vLLM {found[0]['state']['on']['vllm']}, TPOT (decode) and TTFT (prefill)"
     report.chart(args.out, title, panels)
 

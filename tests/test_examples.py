@@ -604,11 +604,11 @@ def test_the_readme_says_what_the_served_runs_said():
         ratio, spread = row[kind(row) + "_ratio"], row[kind(row) + "_spread"]
         return f"{off}, {on} ms: {ratio:.3f} ± {spread:.3f}"
 
-    def step(row):
+    def graph(row):
         if row is None:
             return ""
-        off, on = (f"{row['step_mean_s'][name] * 1e3:.3f}" for name in ("off", "on"))
-        return f"{off}, {on} ms: {row['step_ratio']:.4f} ± {row['step_spread']:.4f}"
+        off, on = (f"{row['graph_mean_s'][name] * 1e3:.3f}" for name in ("off", "on"))
+        return f"{off}, {on} ms: {row['graph_ratio']:.4f} ± {row['graph_spread']:.4f}"
 
     readme = (EXAMPLES.parent / "README.md").read_text()
     text = readme.split("| batch |")[1].split("\n\n")[0]
@@ -624,34 +624,37 @@ def test_the_readme_says_what_the_served_runs_said():
     for work, (_, *words) in zip(works, rows, strict=True):
         assert words == [cell(column.get(work)) for column in columns]
 
+    def swapped(name):
+        path = folder / f"2026-11-28-h200-b742c65-{name}-swap.json"
+        return json.loads(path.read_text())
+
     text = readme.split("| batch, one engine |")[1].split("\n\n")[0]
-    swapped = [
-        json.loads((folder / f"2026-11-28-h200-5f3f33d-{name}-swap.json").read_text())
-        for name in ("llama-3.1-8b", "qwen3-8b")
+    engines = [
+        swapped(name) for name in ("llama-3.1-8b", "llama-3.1-8b-batch-32", "qwen3-8b-batch-32")
     ]
     for line in text.splitlines()[2:]:
         first, *words = (part.strip() for part in line.strip("|").split("|"))
+        batch = int(first.split(",")[0])
         expected = []
-        for result in swapped:
-            of = {
-                key: {row["batch"]: row for row in result[key] if row.get("kind") != "prefill"}
-                for key in ("replayed", "rows")
-            }
-            batch = int(first.split(",")[0])
-            expected += [step(of["replayed"].get(batch)), cell(of["rows"].get(batch))]
+        for result in engines:
+            watched = {row["batch"]: row for row in result["watched"]}
+            decodes = {row["batch"]: row for row in result["rows"] if row["kind"] == "decode"}
+            expected += [graph(watched.get(batch)), cell(decodes.get(batch))]
         assert words == expected
     assert len(text.splitlines()) == 2 + 4
 
     rest = [
-        row["tpot_mean_s"]["on"] - graph["step_mean_s"]["on"]
-        - (row["tpot_mean_s"]["off"] - graph["step_mean_s"]["off"])
-        for result in swapped
-        for row in result["rows"]
-        for graph in result["replayed"]
-        if row["kind"] == "decode" and row["batch"] == graph["batch"] <= 32
-    ]  # fmt: skip
-    words = f"was {min(rest) * 1e3:.2f} to {max(rest) * 1e3:.2f} ms longer with the plugin"
-    assert words in " ".join(readme.split())
+        abs(row["rest_mean_s"]["on"] - row["rest_mean_s"]["off"])
+        for result in engines
+        for row in result["watched"]
+    ]
+    assert f"with the plugin and without, to {max(rest) * 1e3:.3f} ms" in " ".join(readme.split())
+    alone = [
+        row["graph_ratio"]
+        for name in ("llama-3.1-8b-fp8", "gemma-3-4b")
+        for row in swapped(name)["watched"]
+    ]
+    assert f"are at {min(alone):.3f} to {max(alone):.3f} of each other" in " ".join(readme.split())
     alike = json.loads((folder / "2026-11-27-h200-b3d28e0-llama-3.1-8b-fp8.json").read_text())
     times = [row["tpot_s"].values() for row in alike["rows"] if "tpot_s" in row]
     apart = [max(each) / min(each) - 1 for each in times]
