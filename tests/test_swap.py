@@ -281,7 +281,7 @@ def test_a_compilation_in_use_is_whole(monkeypatch, of_the_wrapper):
     worker._set_cuda({1: "off, a graph"})
     assert getattr(runner.holder, "_graphs_captured", True) is True
     runner.module.aot_compiled_fn = "off, compiled"
-    swap_worker._set_priority(config, {op: ["native"] for op in swap_worker.OPS})
+    swap_worker._set_priority(config, {op: ["native"] for op in swap_worker.IR_OPS})
     config.compilation_config.local_cache_dir = f"{envs.VLLM_CACHE_ROOT}/key off"
     worker.compiles = 0
     worker.hp_norm_keep("off")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hp_norm_plugin.vllm import registration, token_ranges
-from hp_norm_plugin.vllm.ir_provider import OPS
+from hp_norm_plugin.vllm.host import IR_OPS
 from hp_norm_plugin.vllm.probe import WorkerProbe, compile_counters
 from serving.graph_times import GraphTimes
 
@@ -48,7 +48,7 @@ class WorkerSwap(WorkerProbe):
         kept[name] = Graphs(
             compiled=[module.aot_compiled_fn for module in self._compiled_modules()],
             cuda=self._cuda(),
-            priority={op: getattr(config.kernel_config.ir_op_priority, op) for op in OPS},
+            priority={op: getattr(config.kernel_config.ir_op_priority, op) for op in IR_OPS},
             cache_dir=os.path.relpath(
                 config.compilation_config.local_cache_dir, envs.VLLM_CACHE_ROOT
             ),
@@ -235,9 +235,9 @@ def _choose(config: Any, with_plugin: bool) -> None:
     compilation = config.compilation_config
     ends = {*compilation.compile_ranges_endpoints} - {token_ranges.LAST}
     compilation.compile_ranges_endpoints = sorted(ends)
-    _set_priority(config, {op: [] for op in OPS})  # what is there would be taken for the user's
+    _set_priority(config, {op: [] for op in IR_OPS})  # what is there would be taken for the user's
     chosen = (platforms if with_plugin else platforms.__wrapped__)(config)
-    _set_priority(config, {op: getattr(chosen, op) for op in OPS})
+    _set_priority(config, {op: getattr(chosen, op) for op in IR_OPS})
 
 
 def _set_priority(config: Any, names: dict[str, list[str]]) -> None:

@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 
+IR_OPS = ("rms_norm", "fused_add_rms_norm")  # of vLLM's IR, that the operator provides
+
 
 @dataclass(frozen=True)
 class Host:
@@ -33,10 +35,9 @@ def _has_ir() -> bool:
         return False
     ops = getattr(importlib.import_module("vllm.ir"), "ops", None)
     platforms = importlib.import_module("vllm.platforms")
-    return all(
-        hasattr(getattr(ops, name, None), "register_impl")
-        for name in ("rms_norm", "fused_add_rms_norm")
-    ) and hasattr(platforms.current_platform, "get_default_ir_op_priority")
+    return all(hasattr(getattr(ops, name, None), "register_impl") for name in IR_OPS) and hasattr(
+        platforms.current_platform, "get_default_ir_op_priority"
+    )
 
 
 def _has_layer() -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hp_norm_plugin import settings
 from hp_norm_plugin.vllm import announce, policy, token_ranges
+from hp_norm_plugin.vllm.host import IR_OPS
 
 logger = logging.getLogger("vllm.hp_norm")
 
@@ -26,7 +27,6 @@ logger = logging.getLogger("vllm.hp_norm")
 # fusing, the second is for graphs that nothing else would fuse.
 COMPILED = "hp_norm"
 EAGER = "hp_norm_eager"
-OPS = ("rms_norm", "fused_add_rms_norm")
 
 _round_before_weight = policy.round_before_weight()
 _scope = settings.read_flag(settings.SCOPE).value
@@ -145,7 +145,7 @@ def put_first() -> None:
         try:
             if policy.stand_aside_as_provider(vllm_config) is None:
                 provider = COMPILED if policy.uses_inductor(vllm_config) else EAGER
-                for name in OPS:
+                for name in IR_OPS:
                     setattr(priority, name, [provider, *getattr(priority, name)])
         except Exception:
             logger.exception("hp_norm: priority left as it was")

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from hp_norm_plugin.vllm.host import IR_OPS
+
 WORKER_EXTENSION = "hp_norm_plugin.vllm.probe.WorkerProbe"
 
 
@@ -152,9 +154,7 @@ def _ir_priority() -> dict[str, list[str]]:
         from vllm import ir
     except ImportError:  # this vLLM has no IR
         return {}
-    return {
-        name: getattr(ir.ops, name).get_priority() for name in ("rms_norm", "fused_add_rms_norm")
-    }
+    return {name: getattr(ir.ops, name).get_priority() for name in IR_OPS}
 
 
 def compile_counters() -> dict[str, int]:
