@@ -104,6 +104,7 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
     add("--out", default="serve_llama_out", help="directory for the JSON and the logs")
     args = parser.parse_args(argv)
     args.gpu = gpu
+    args.batch_sizes = list(dict.fromkeys(args.batch_sizes))
     if args.output_len < 2:
         parser.error("--output-len: must be at least 2, got " + str(args.output_len))
     if args.mode == "swap" and (args.plugin == "layer" or args.enforce_eager or args.variants):

@@ -23,9 +23,10 @@ def panel(result: dict[str, Any]) -> list[tuple[str, float, float]]:
 
 
 def name_of(result: dict[str, Any]) -> str:
-    """Return the model that was served, and how it was quantised."""
+    """Return the model that was served, how it was quantised, and how it was compared."""
     asked = result["arguments"]
-    return ", ".join(word for word in (asked["model"], asked["quantization"]) if word)
+    model = ", ".join(filter(None, [asked["model"], asked["quantization"]]))
+    return f"{model}\nserve_llama.py {asked['mode']}"
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 from vllm import envs
 from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
 from vllm.platforms import current_platform
@@ -19,7 +20,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import serve_llama  # noqa: E402
-from serving import offline, swap, swap_worker  # noqa: E402
+from serving import engine, offline, report, swap, swap_worker  # noqa: E402
 
 
 class FakeEngine:
@@ -30,6 +31,7 @@ class FakeEngine:
 
     def __init__(self):
         self.asked = []
+        self.kept = []
         self.used = "on"
         self.turns = 0
 
@@ -65,17 +67,17 @@ class FakeEngine:
 @pytest.fixture
 def swapped(monkeypatch, tmp_path):
     def run(*arguments):
-        engine = FakeEngine()
+        fake = FakeEngine()
         plans = {}
 
         def start(stack, model, args, progress, asked, worker_extension):
             assert worker_extension == "serving.swap_worker.WorkerSwap"
             plans.update(asked)
-            return {offline.ON: engine}
+            return {offline.ON: fake}
 
         monkeypatch.setattr(offline, "start", start)
         args = serve_llama.parse(["swap", *arguments, "--out", str(tmp_path)], gpu=True)
-        return swap.run(None, args, lambda so_far: None), engine, plans
+        return swap.run(None, args, fake.kept.append), fake, plans
 
     return run
 
@@ -126,7 +128,78 @@ def test_a_cpu_replays_nothing(swapped, monkeypatch):
     real = serve_llama.parse
     monkeypatch.setattr(serve_llama, "parse", lambda argv, gpu: real(argv, gpu=False))
     result, engine, _ = swapped("--batch-sizes", "1")
-    assert result["replayed"] == [] and "replay" not in [do for do, _ in engine.asked]
+    assert result["replayed"] == result["watched"] == []
+    assert "replay" not in [do for do, _ in engine.asked]
+
+
+def test_a_run_that_is_cut_off_leaves_what_was_measured(swapped):
+    _, engine, _ = swapped("--batch-sizes", "8", "32", "8", "--prefill-batch", "0")
+    seen = [[row["batch"] for row in so_far.get("watched", [])] for so_far in engine.kept]
+    assert seen == [[], [8], [8, 32]], "a batch once"
+    assert all([row["batch"] for row in so_far["replayed"]] == [8, 32] for so_far in engine.kept)
+
+
+def test_steps_are_shown_part_by_part(swapped, capsys):
+    result, _, _ = swapped("--batch-sizes", "8", "--prefill-batch", "0")
+    report.print_watched(Console(width=140), result["watched"])
+    row = capsys.readouterr().out.splitlines()[-2]
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "8",
+        "4.000, 3.000", "0.7500 ±0.0000",
+        "1.000, 1.000", "1.0000 ±0.0000",
+        "5.000, 4.000", "0.8000 ±0.0000",
+    ]  # fmt: skip
+
+
+class FakeLLM:
+    """A vLLM whose requests gain a token a step, one of them a step later than the others."""
+
+    def __init__(self):
+        self.llm_engine = self
+        self.tokens = {}
+        self.calls = []
+        self.steps = 0
+
+    def add_request(self, name, prompt, params):
+        self.tokens[name] = []
+        self.most = params.max_tokens
+
+    def step(self):
+        self.steps += 1
+        for index, tokens in enumerate(self.tokens.values()):
+            if index or self.steps > 1:
+                tokens.append(7)
+        return [
+            SimpleNamespace(request_id=name, outputs=[SimpleNamespace(token_ids=tokens)])
+            for name, tokens in self.tokens.items()
+        ]
+
+    def has_unfinished_requests(self):
+        return bool(self.tokens)
+
+    def abort_request(self, names):
+        for name in names:
+            del self.tokens[name]
+
+    def collective_rpc(self, method, args=()):
+        self.calls.append((method, args, [len(tokens) for tokens in self.tokens.values()]))
+        return [f"{method} of the first worker", "of the second"]
+
+
+def test_a_graph_is_replayed_in_the_middle_of_its_requests():
+    """So that attention reads what it reads in the median step."""
+    fake = FakeLLM()
+    served = engine.Engine.__new__(engine.Engine)
+    served.llm, served.vocab_size, served.requests = fake, 100, 0
+    seconds = served.replay(
+        names=["off"], batch=2, input_len=4, output_len=12, seed=0, rounds=1, replays=1
+    )
+    assert seconds == "hp_norm_replay of the first worker"
+    assert fake.calls == [("hp_norm_replay", (["off"], 2, 1, 1), [6, 7])] and fake.most == 12
+    assert not fake.tokens, "aborted"
+    served.watch(batch=2)
+    assert served.watched() == "hp_norm_watched of the first worker"
+    assert fake.calls[1:] == [("hp_norm_watch", (2,), []), ("hp_norm_watched", (), [])]
 
 
 def test_a_prefill_has_no_graph_to_watch(swapped):
@@ -143,9 +216,10 @@ class Size:
 
 
 class FakeEvent:
-    """The GPU's clock, a millisecond a replay."""
+    """The GPU's clock, a millisecond a replay. Times are there once something has waited for it."""
 
     now = 0
+    waited = True
 
     def __init__(self, enable_timing):
         assert enable_timing
@@ -153,10 +227,12 @@ class FakeEvent:
     def record(self):
         self.at = FakeEvent.now
 
-    def synchronize(self):
-        pass
+    @classmethod
+    def synchronize(cls):
+        cls.waited = True
 
     def elapsed_time(self, stop):
+        assert FakeEvent.waited
         return stop.at - self.at
 
 
@@ -198,22 +274,29 @@ def test_steps_are_taken_apart_by_the_clock_of_the_gpu(monkeypatch):
 
     as_it_was = Graph.replay
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", FakeEvent.synchronize)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     watched, other = Graph(), Graph()
     worker = swap_worker.WorkerSwap()
-    worker._hp_norm_graphs = {"on": swap_worker.Graphs([], {Size(8): watched}, {}, "", {})}
-    worker._hp_norm_used = "on"
+    worker._hp_norm_graphs = {
+        name: swap_worker.Graphs([], {Size(8): graph}, {}, "", {})
+        for name, graph in (("on", other), ("off", watched))
+    }
+    worker._hp_norm_used = "off"
+    FakeEvent.waited = False
     worker.hp_norm_watch(num_tokens=8)
-    for graph, rest in ((watched, 1), (watched, 1), (other, 0), (watched, 5)):
+    for graph, rest in ((watched, 1), (watched, 1), (other, 2), (watched, 20), (watched, 5)):
         graph.replay()
         FakeEvent.now += rest
     assert worker.hp_norm_watched() == {
-        "steps": 3, "graph_s": 3e-3, "rest_s": 2.5e-3, "step_s": 5.5e-3,
-    }  # fmt: skip
+        "steps": 4, "graph_s": 3e-3, "rest_s": 6e-3, "step_s": 9e-3,
+    }, "medians"  # fmt: skip
     assert Graph.replay is as_it_was
-    worker.hp_norm_watch(num_tokens=8)
-    assert worker.hp_norm_watched() == {"steps": 0}, "nothing ran"
+    for steps in range(2):
+        worker.hp_norm_watch(num_tokens=8)
+        for _ in range(steps):
+            watched.replay()
+        assert worker.hp_norm_watched() == {"steps": steps}, "too few to take one apart"
     worker.hp_norm_watch(num_tokens=9)
     assert worker.hp_norm_watched() == {}, "there is no such graph"
 

@@ -72,10 +72,11 @@ class Engine:
     ) -> Any:
         """Seconds of a decode step's CUDA graph, of each compilation.
 
-        The graphs repeat the engine's last step, so they do it while `batch` requests run.
+        The graphs repeat the engine's last step, so they do it while `batch` requests run, in the
+        middle: attention then does what it does in the median step.
         """
         tokens = self._begin(self._prompts(batch, input_len, seed), output_len)
-        while self._step(tokens) < 2:
+        while self._step(tokens) < output_len // 2:
             pass
         arguments = (names, batch, rounds, replays)
         try:

@@ -12,8 +12,8 @@ import torch
 class GraphTimes:
     """CUDA events before and behind every replay of one CUDA graph.
 
-    A graph alone, back to back, is not the graph in a step: what runs between two of them leaves
-    other lines in L2, and the next grid at another GPC.
+    What a graph takes back to back is not what it takes in the engine: it was up to 3 % more, or
+    the same (H200, 2026-11-28, docs/notes/2026-11-28-steps-taken-apart.md).
     """
 
     def __init__(self, graph: torch.cuda.CUDAGraph) -> None:

@@ -90,7 +90,7 @@ def print_offline(console: Console, title: str, result: dict[str, Any]) -> None:
 
 def print_replayed(console: Console, rows: list[dict[str, Any]]) -> None:
     """Print one row per batch: the CUDA graph of a decode step, of each compilation."""
-    table = Table(title="CUDA graph of a decode step, ms", title_justify="left")
+    table = Table(title="CUDA graph of a decode step, back to back, ms", title_justify="left")
     for heading in ("batch", "off", "on", "on/off", *rows[0]["step_s"]):
         table.add_column(heading, justify="right")
     for row in rows:
@@ -102,7 +102,7 @@ def print_replayed(console: Console, rows: list[dict[str, Any]]) -> None:
 
 def print_watched(console: Console, rows: list[dict[str, Any]]) -> None:
     """Print one row per batch: what a decode step is made of while the engine runs."""
-    table = Table(title="decode steps by the GPU's clock, ms", title_justify="left")
+    table = Table(title="decode steps in the engine, by the GPU's clock, ms", title_justify="left")
     parts = {"graph": "CUDA graph", "rest": "rest", "step": "step"}
     table.add_column("batch")
     for words in parts.values():

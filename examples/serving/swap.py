@@ -39,13 +39,13 @@ class Compilation:
     def ask(self, do: str, **arguments: Any) -> Any:
         """Run one command in the engine, with this compilation."""
         self._engine.ask("use", name=self.name)
+        # One token is a prefill alone, which has no graph of a decode step.
         if do != "measure" or arguments["output_len"] == 1:
             return self._engine.ask(do, **arguments)
         self._engine.ask("watch", batch=arguments["batch"])
-        try:
-            return self._engine.ask(do, **arguments)
-        finally:
-            self.watched[arguments["batch"]].append(self._engine.ask("watched"))
+        result = self._engine.ask(do, **arguments)
+        self.watched[arguments["batch"]].append(self._engine.ask("watched"))
+        return result
 
 
 def run(
@@ -80,13 +80,17 @@ def run(
         order = [name for pair in zip(names[1::2], names[::2], strict=True) for name in pair]
         compilations = {name: Compilation(engine, name) for name in order}
         batches = args.batch_sizes if args.gpu else []
-        replayed = [row for row in (_replay(compilations, batch, args) for batch in batches) if row]
+        replayed = [row for batch in batches if (row := _replay(compilations, batch, args))]
+
+        def with_graphs(so_far: dict[str, Any]) -> dict[str, Any]:
+            watched = [row for batch in batches if (row := _watched(compilations, batch, args))]
+            return {**so_far, "replayed": replayed, "watched": watched}
+
         keep({"replayed": replayed})
         measured = offline.look(
-            compilations, args, progress, lambda so_far: keep({**so_far, "replayed": replayed})
+            compilations, args, progress, lambda so_far: keep(with_graphs(so_far))
         )
-    watched = [row for batch in batches if (row := _watched(compilations, batch, args))]
-    return {**measured, "replayed": replayed, "watched": watched}
+    return with_graphs(measured)
 
 
 def _watched(
@@ -94,10 +98,10 @@ def _watched(
 ) -> dict[str, Any]:
     """Compare decode steps as the engine ran them: the CUDA graph, and the rest of a step.
 
-    Empty where a step of that size has no graph.
+    Empty where a step of that size has no graph, or was not measured yet.
     """
     turns = {name: c.watched[batch][args.warmup :] for name, c in compilations.items()}
-    if not all(turn.get("graph_s") for each in turns.values() for turn in each):
+    if not all(each and all("graph_s" in turn for turn in each) for each in turns.values()):
         return {}
     row: dict[str, Any] = {"batch": batch, "raw": turns}
     for what in ("graph", "rest", "step"):
