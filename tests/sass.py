@@ -19,6 +19,8 @@ from hp_norm_plugin import ops
 
 FACTS = Path(__file__).with_name("sass_facts.json")
 KERNEL = re.compile(r"Function : \S*?(rms_norm_(?:reread_)?kernel)I(\S+?)EvNS_10NormParamsE")
+BRANCH = re.compile(r"/\*([0-9a-f]+)\*/.*\bBRA\b.*?0x([0-9a-f]+)")
+INSTRUCTION_BYTES = 16
 GLOBAL = re.compile(r"\b(LDG|STG|LDGSTS)\.E(?:\.[A-Z0-9]+)*")  # LDGSTS: cp.async
 # Of RowPath, in its order.
 PATHS = (
@@ -35,15 +37,32 @@ class Kernel:
     registers: int = 0
     stack: int = 0
     instructions: int = 0
+    loop: int = 0  # instructions of the longest loop
     local_accesses: int = 0  # spills
     divergence: int = 0  # instructions for a warp that may not be whole
     gpu_fences: int = 0  # that wait for all of the GPU's memory
     widths: Counter = field(default_factory=Counter)  # of global accesses, by "LDG 128"
 
     def facts(self) -> dict:
-        """What is recorded."""
-        return {"registers": self.registers, "instructions": self.instructions,
+        """What is recorded, and of loops and spills where there are any.
+
+        A row's elements are in registers and the code is straight, so the whole kernel is what a
+        row runs. The re-reading kernel has loops over them; others' loops are waits of a cluster.
+        """
+        loop = {"loop": self.loop} if "reread" in self.name else {}
+        spills = {"spills": self.local_accesses} if self.local_accesses else {}
+        return {"registers": self.registers, "instructions": self.instructions, **loop, **spills,
                 "widths": dict(sorted(self.widths.items()))}  # fmt: skip
+
+
+def drift(kernel: Kernel, recorded: dict) -> list[str]:
+    """What got worse since the facts were recorded: 5 % more instructions are none of it."""
+    now = {"loop": 0, "spills": 0, **kernel.facts()}
+    before = {"loop": 0, "spills": 0, **recorded}
+    allowed = {"registers": 1.0, "spills": 1.0, "instructions": 1.05, "loop": 1.05}
+    found = [what for what, factor in allowed.items() if now[what] > factor * before[what]]
+    found += ["widths"] if now["widths"] != before["widths"] else []
+    return [f"{kernel.name}: {what} {now[what]}, recorded {before[what]}" for what in found]
 
 
 @cache
@@ -96,6 +115,10 @@ def kernels(arch: str) -> dict[str, Kernel]:
             current.local_accesses += bool(re.search(r"\b(LDL|STL)\b", line))
             current.divergence += bool(re.search(r"BRA\.DIV|WARPSYNC\.COLLECTIVE", line))
             current.gpu_fences += bool(re.search(r"MEMBAR\.[A-Z]+\.(GPU|SYS)", line))
+            if branch := BRANCH.search(line):
+                here, target = (int(address, 16) for address in branch.groups())
+                back = (here - target) // INSTRUCTION_BYTES + 1 if target < here else 0
+                current.loop = max(current.loop, back)
             if access := GLOBAL.search(line):
                 text = access.group(0)
                 width = next((w for w in ("256", "128", "64", "U16") if w in text), "32")

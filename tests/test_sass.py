@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 import sass
@@ -145,14 +146,30 @@ def test_code_is_what_was_recorded(arch):
     recorded = json.loads(sass.FACTS.read_text()).get(arch)
     if recorded is None:
         pytest.skip(f"sm_{arch} is not among the recorded architectures")
-    drift = []
-    for name, kernel in sass.kernels(arch).items():
-        facts = recorded[name]
-        if kernel.widths != facts["widths"]:
-            drift.append(f"{name}: accesses {dict(kernel.widths)}, recorded {facts['widths']}")
-        if kernel.registers > facts["registers"]:
-            drift.append(f"{name}: {kernel.registers} registers, recorded {facts['registers']}")
-        if kernel.instructions > 1.05 * facts["instructions"]:
-            drift.append(f"{name}: {kernel.instructions} instructions, "
-                         f"recorded {facts['instructions']}")  # fmt: skip
-    assert not drift, "\n".join(drift[:20])
+    found = [
+        line
+        for name, kernel in sass.kernels(arch).items()
+        for line in sass.drift(kernel, recorded[name])
+    ]
+    assert not found, "\n".join(found[:20])
+
+
+@pytest.mark.parametrize(
+    ("worse", "words"),
+    [
+        ({"registers": 33}, "registers 33, recorded 32"),
+        ({"instructions": 211}, "instructions 211, recorded 200"),
+        ({"loop": 106}, "loop 106, recorded 100"),
+        ({"local_accesses": 1}, "spills 1, recorded 0"),
+        ({"widths": Counter({"LDG 64": 4})}, "widths {'LDG 64': 4}, recorded {'LDG 128': 2}"),
+    ],
+)
+def test_what_counts_as_drift(worse, words):
+    as_recorded = {
+        "name": "rms_norm_reread_kernel<>", "registers": 32, "instructions": 210, "loop": 105,
+        "widths": Counter({"LDG 128": 2}),
+    }  # fmt: skip
+    recorded = {"registers": 32, "instructions": 200, "loop": 100, "widths": {"LDG 128": 2}}
+    assert sass.drift(sass.Kernel(**as_recorded), recorded) == []
+    found = sass.drift(sass.Kernel(**{**as_recorded, **worse}), recorded)
+    assert found == [f"rms_norm_reread_kernel<>: {words}"]
