@@ -95,48 +95,35 @@ class Bound:
         return self.verdict.startswith("met")
 
 
-def worst(cells: pd.DataFrame, column: str, lowest: bool = True) -> tuple[float, str]:
-    """The worst value of a column and the cell it is in; NaN when nothing was measured."""
+def worst_cell(
+    name: str, bound: float, cells: pd.DataFrame, column: str, at_most: bool = False,
+    spread: float = CELL_SPREAD,
+) -> Bound:  # fmt: skip
+    """The bound of a column's worst value: the cell that it is in, and how many cells miss it."""
     values = cells[column].dropna()
     if values.empty:
-        return float("nan"), ""
-    index = values.idxmin() if lowest else values.idxmax()
-    cell = cells.loc[index]
-    return float(values.loc[index]), f"{cell['num_tokens']} x {cell['hidden_size']}"
+        return Bound(name, bound, float("nan"), at_most=at_most)
+    cell = cells.loc[values.idxmax() if at_most else values.idxmin()]
+    missed = int((values > bound if at_most else values < bound).sum())
+    where = f"{cell['num_tokens']} x {cell['hidden_size']}"
+    if missed > 1:
+        where += f"; {missed} cells miss it"
+    return Bound(name, bound, float(cell[column]), where, at_most, spread)
 
 
 def band_bounds(cells: pd.DataFrame, band: Band) -> list[Bound]:
     """The bounds of one band: mean and worst cell against the peers, and against the copy."""
     inside = cells[cells["num_tokens"].between(band.first, band.last)]
-    mean = stats.geometric_mean(inside["ratio_to_peer"])
-    lowest, where = worst(inside, "ratio_to_peer")
-    title = f"{band.name} tokens"
-    bounds = [
-        Bound(f"{title}: geometric mean to the best peer", band.min_geometric_mean, mean),
-        Bound(
-            f"{title}: worst cell to the best peer",
-            band.min_cell,
-            lowest,
-            where,
-            spread=CELL_SPREAD,
-        ),
-    ]
+    limits = [("the best peer", "ratio_to_peer", band.min_geometric_mean, band.min_cell)]
     if band.min_copy_ratio is not None:
-        copies = inside["ratio_to_copy"].dropna()
-        lowest, where = worst(inside, "ratio_to_copy")
+        limits.append(("the copy", "ratio_to_copy", band.min_copy_ratio, band.min_copy_ratio))
+    bounds = []
+    for against, column, least_mean, least in limits:
+        title = f"{band.name} tokens"
+        mean = stats.geometric_mean(inside[column].dropna())
         bounds += [
-            Bound(
-                f"{title}: geometric mean to the copy",
-                band.min_copy_ratio,
-                stats.geometric_mean(copies),
-            ),
-            Bound(
-                f"{title}: worst cell to the copy",
-                band.min_copy_ratio,
-                lowest,
-                where,
-                spread=CELL_SPREAD,
-            ),
+            Bound(f"{title}: geometric mean to {against}", least_mean, mean),
+            worst_cell(f"{title}: worst cell to {against}", least, inside, column),
         ]
     return bounds
 
@@ -148,17 +135,14 @@ def fp16_bound(rows: pd.DataFrame) -> Bound:
     key = [name for name in KEY if name != "dtype"]
     both = ours[ours["dtype"] == "fp16"].merge(ours[ours["dtype"] == "bf16"], on=key)
     both["ratio"] = both["us_x"] / both["us_y"]
-    highest, where = worst(both, "ratio", lowest=False)
-    return Bound("fp16 over bf16: worst cell", MAX_FP16_OVER_BF16, highest, where, at_most=True)
+    name = "fp16 over bf16: worst cell"
+    return worst_cell(name, MAX_FP16_OVER_BF16, both, "ratio", at_most=True, spread=0.0)
 
 
 def plain_bound(cells: pd.DataFrame) -> Bound:
     """Plain rms_norm in bf16: the worst cell against the best peer."""
     plain = cells[(cells["op"] == "plain") & (cells["dtype"] == "bf16")]
-    lowest, where = worst(plain, "ratio_to_peer")
-    return Bound(
-        "plain rms_norm: worst cell to the best peer", 1.00, lowest, where, spread=CELL_SPREAD
-    )
+    return worst_cell("plain rms_norm: worst cell to the best peer", 1.0, plain, "ratio_to_peer")
 
 
 def all_bounds(cells: pd.DataFrame, dtypes: pd.DataFrame) -> list[Bound]:

@@ -26,6 +26,7 @@ from benchmarks import terminal
 from benchmarks.environment import ROOT
 
 GRID = ("-m", "benchmarks.run")
+BF16 = ("--dtype", "bf16")
 PYTEST = ("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider")
 SERVE = ("examples/serve_llama.py",)
 LLAMA = ("--model", "Llama-3.1-8B", "--batch-sizes", "1", "8", "32", "128")
@@ -72,8 +73,8 @@ def _starts(name: str, *arguments: str, starts: int) -> Job:
 
 # In the order in which they start: the longest first.
 JOBS = (
-    Job("fused-bf16", (*GRID, "--op", "fused_add", "--out", "{out}/fused-bf16.csv"), 420),
-    Job("plain-bf16", (*GRID, "--op", "plain", "--out", "{out}/plain-bf16.csv"), 420),
+    Job("fused-bf16", (*GRID, "--op", "fused_add", *BF16, "--out", "{out}/fused-bf16.csv"), 420),
+    Job("plain-bf16", (*GRID, "--op", "plain", *BF16, "--out", "{out}/plain-bf16.csv"), 420),
     Job("tests", (*PYTEST, "-m", "gpu and not sanitizer"), 180),
     Job("dtypes", (*GRID, "--op", "fused_add", "plain", "--dtype", "bf16", "fp16", "--providers",
                    "hp_norm", "copy", "--out", "{out}/dtypes.csv"), 180),

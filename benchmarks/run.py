@@ -29,14 +29,19 @@ RESULTS = environment.ROOT / "benchmarks" / "results"
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parse.add_argument("--op", nargs="+", choices=shapes.OPS, default=["fused_add"])
-    parse.add_argument("--dtype", nargs="+", choices=tuple(shapes.DTYPES), default=["bf16"])
+    parse.add_argument("--op", nargs="+", choices=shapes.OPS, help="default: both")
+    parse.add_argument(
+        "--dtype", nargs="+", choices=tuple(shapes.DTYPES), help="default: bf16 and fp16"
+    )
     parse.add_argument("--tokens", nargs="+", type=_positive, help="default: 1 to 16384")
     parse.add_argument("--hidden", nargs="+", type=_positive, help="default: 1024 to 32768")
     parse.add_argument(
-        "--founding", action="store_true", help="4096 tokens at every multiple of 1024"
+        "--founding", action="store_true",
+        help="4096 tokens at every multiple of 1024; default: the fused add in bf16",
+    )  # fmt: skip
+    parse.add_argument(
+        "--quick", action="store_true", help="a dozen shapes, to see it work; default likewise"
     )
-    parse.add_argument("--quick", action="store_true", help="a dozen shapes, to see it work")
     parse.add_argument("--providers", nargs="+", help=f"of {', '.join(providers.NAMES)}")
     parse.add_argument(
         "--protocol", choices=("cached", "cold"), help="default: cached below 512 tokens"
@@ -63,6 +68,35 @@ def _positive(text: str) -> int:
     return value
 
 
+def device_of(name: str) -> torch.device:
+    """The device to measure on.
+
+    Raises
+    ------
+    ValueError
+        There is none of that name here.
+
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cuda", "cpu"):
+        raise ValueError(f"--device: must be cuda, cuda:1 or cpu, got {name}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA device here; the CPU operator: --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device: must be one of {torch.cuda.device_count()}, got {name}")
+    return device
+
+
+def wanted(args: argparse.Namespace) -> tuple[Sequence[str], Sequence[str]]:
+    """Operators and dtypes: all that there are bounds for, or one of each in a small run."""
+    small = args.founding or args.quick
+    ops = args.op or (["fused_add"] if small else shapes.OPS)
+    return ops, args.dtype or (["bf16"] if small else ["bf16", "fp16"])
+
+
 def cases_of(args: argparse.Namespace, device: torch.device) -> list[shapes.Case]:
     """The cells that the arguments ask for.
 
@@ -82,14 +116,15 @@ def cases_of(args: argparse.Namespace, device: torch.device) -> list[shapes.Case
     hidden = args.hidden or hidden
     if args.shard:
         hidden = shapes.shard(hidden, *shapes.parse_shard(args.shard))
-    return list(shapes.grid(args.op, args.dtype, args.tokens or tokens, hidden))
+    return list(shapes.grid(*wanted(args), args.tokens or tokens, hidden))
 
 
 def default_out(env: environment.Environment, args: argparse.Namespace) -> Path:
     """``<date>-<device>-<ops>-<dtypes>.csv`` under benchmarks/results."""
     words = env.device.removeprefix("NVIDIA ").split()
     device = "cpu" if not env.cuda else words[0].lower()
-    return RESULTS / f"{env.date[:10]}-{device}-{'-'.join([*args.op, *args.dtype])}.csv"
+    ops, dtypes = wanted(args)
+    return RESULTS / f"{env.date[:10]}-{device}-{'-'.join([*ops, *dtypes])}.csv"
 
 
 def without_finished(cases: Sequence[shapes.Case], out: Path) -> list[shapes.Case]:
@@ -105,20 +140,17 @@ def without_finished(cases: Sequence[shapes.Case], out: Path) -> list[shapes.Cas
 @torch.no_grad()
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run what the arguments ask for; 0 when every cell was reached."""
-    device = torch.device(args.device)
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            console.print("no CUDA device here; the CPU operator: --device cpu", style="red")
-            return 2
-        torch.cuda.set_device(device.index or 0)
-        device = torch.device("cuda", torch.cuda.current_device())
-    if args.threads:
-        torch.set_num_threads(args.threads)
     try:
+        device = device_of(args.device)
         cases = cases_of(args, device)
     except ValueError as error:
         console.print(str(error), style="red", markup=False)
         return 2
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)
+        device = torch.device("cuda", torch.cuda.current_device())
+    if args.threads:
+        torch.set_num_threads(args.threads)
     names = args.providers or providers.default_names(device)
     bench = cell.Bench.on(device, args.repeats, args.protocol)
     out = args.out or default_out(bench.environment, args)

@@ -123,6 +123,22 @@ def test_the_copy_bounds_the_band_from_2048_tokens(cell_rows):
     assert len(analysis.band_bounds(cells, BANDS[2])) == 2
 
 
+def test_cells_that_miss_a_bound_are_counted(cell_rows):
+    """The spread of a cell is for a single one; the report says how many use it."""
+    times = {1024: 110.0, 2048: 99.0, 4096: 98.5, 8192: 99.5}
+    cells = analysis.ours_against_peers(
+        frame(
+            *(
+                cell_rows(2048, hidden, {"hp_norm": 100.0, "quack": us, "copy": 120.0})
+                for hidden, us in times.items()
+            )
+        )
+    )
+    _, worst, *_ = analysis.band_bounds(cells, BANDS[3])
+    assert worst.where == "2048 x 4096; 3 cells miss it"
+    assert worst.verdict == "met within 2%"
+
+
 @pytest.mark.parametrize(
     ("reached", "spread", "verdict"),
     [

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 import torch
 from rich.console import Console
@@ -7,6 +9,7 @@ from benchmarks import records, run, shapes
 CPU = torch.device("cpu")
 SMALL = ["--device", "cpu", "--tokens", "1", "2", "--hidden", "64", "--repeats", "2"]
 SMALL += ["--providers", "hp_norm", "torch", "copy", "--compile-seconds", "0"]
+SMALL += ["--op", "fused_add", "--dtype", "bf16"]
 
 
 def bench(*arguments):
@@ -56,6 +59,16 @@ def test_no_gpu_is_one_line_and_an_exit_status(capsys):
     assert capsys.readouterr().out.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["foo", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_line(name, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    args = run.parser().parse_args(["--device", name])
+    assert run.run(args, Console(width=200)) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("--device: must be ") and line.endswith(f", got {name}")
+
+
 def test_a_bad_shard_is_one_line(capsys):
     args = run.parser().parse_args(["--device", "cpu", "--shard", "3/2"])
     assert run.run(args, Console(width=200)) == 2
@@ -75,7 +88,10 @@ def cases(*arguments, device="cuda"):
 
 
 def test_what_is_run_by_default():
-    assert len(cases()) == len(shapes.NUM_TOKENS) * len(shapes.HIDDEN_SIZES)
+    grid = len(shapes.NUM_TOKENS) * len(shapes.HIDDEN_SIZES)
+    kinds = Counter((case.op, case.dtype) for case in cases())
+    assert kinds == {(op, dtype): grid for op in shapes.OPS for dtype in ("bf16", "fp16")}
+    assert len(cases("--op", "plain", "--dtype", "fp16")) == grid
     assert {case.hidden_size for case in cases(device="cpu")} == {4096}
     assert len(cases("--quick")) == 12
     assert [case.num_tokens for case in cases("--founding")] == [4096] * 20
