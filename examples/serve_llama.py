@@ -23,98 +23,9 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from serving import agreement, cache, models, offline, report, server, swap
-from serving.client import EngineError
-
-from hp_norm_plugin.vllm import policy
-
-
-class Variant(argparse.Action):
-    """Collects `NAME VARIABLE=VALUE ...` as the variables of each name."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        """Add one variant."""
-        name, *settings = values
-        if not settings or not all("=" in setting for setting in settings):
-            got = " ".join(values)
-            parser.error(f"--variant: must be NAME VARIABLE=VALUE [VARIABLE=VALUE ...], got {got}")
-        engine = offline.more_of(offline.OFF, [name]) or offline.more_of(offline.ON, [name])
-        if engine or name in namespace.variants:
-            parser.error(f"--variant: the name must be new, got {name}")
-        variables = dict(setting.split("=", 1) for setting in settings)
-        namespace.variants = {**namespace.variants, name: variables}
-
-
-def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
-    """Parse the command line; the defaults depend on whether there is a GPU."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    add = parser.add_argument
-    modes = ["offline", "server", "tokens", "cache", "swap"]
-    add("mode", nargs="?", choices=modes, default="offline")
-    add(
-        "--model",
-        default="Llama-3.1-8B" if gpu else "tiny-llama",
-        help="a name of examples/models, a directory, or a hub name",
-    )
-    add("--plugin", default="auto", choices=["auto", "ir", "layer"], help="HP_NORM_PLUGIN when on")
-    add("--batch-sizes", type=int, nargs="+", default=[1, 8, 32, 128] if gpu else [1, 4])
-    add("--input-len", type=int, default=128 if gpu else 16)
-    add("--output-len", type=int, default=129 if gpu else 17)
-    add("--prefill-batch", type=int, default=8 if gpu else 2, help="0: no prefill measurement")
-    add("--prefill-len", type=int, default=1024 if gpu else 128)
-    add("--repeats", type=int, default=6 if gpu else 3, help="pairs off, on of each workload")
-    add("--warmup", type=int, default=1, help="pairs before them that are not counted")
-    add("--quantization", default=None, help="vLLM's, such as fp8 (online)")
-    add(
-        "--may-stand-aside",
-        action="store_true",
-        help="exit with 0 when the plugin leaves every norm to vLLM, too",
-    )
-    add("--enforce-eager", action="store_true", help="no compilation, no CUDA graphs")
-    add(
-        "--engines", type=int, default=1,
-        help="offline: of each setting; equal ones differ by 1 %%. swap: compilations of each",
-    )  # fmt: skip
-    add(
-        "--variant",
-        dest="variants",
-        nargs="+",
-        action=Variant,
-        default={},
-        metavar=("NAME", "VARIABLE=VALUE"),
-        help="offline: another engine, plugin on, with these variables; may be given again",
-    )
-    add(
-        "--one-cache",
-        action="store_true",
-        help="offline, swap: one new compile cache, as on a user's machine; the first fills it",
-    )
-    add("--profile-all", action="store_true", help="profile every engine at every batch size")
-    add("--memory", type=float, default=0.45, help="gpu_memory_utilization of each engine")
-    add("--kv-cache-gib", type=float, default=12.0 if gpu else 0.5)
-    add("--max-model-len", type=int, default=None)
-    add("--seed", type=int, default=0)
-    add("--seeds", type=int, default=3, help="tokens: how many prompts")
-    add("--port", type=int, default=8731, help="server: this port and the next are used")
-    add("--request-rates", type=float, nargs="*", help="server: instead of concurrencies")
-    add("--num-prompts", type=int, default=64 if gpu else 8, help="server: requests of one drive")
-    add("--starts", type=int, default=5 if gpu else 3, help="cache: on, off, on, off, on")
-    add("--out", default="serve_llama_out", help="directory for the JSON and the logs")
-    args = parser.parse_args(argv)
-    args.gpu = gpu
-    args.batch_sizes = list(dict.fromkeys(args.batch_sizes))
-    if args.output_len < 2:
-        parser.error("--output-len: must be at least 2, got " + str(args.output_len))
-    if args.mode == "swap" and (args.plugin == "layer" or args.enforce_eager or args.variants):
-        parser.error("swap: needs the IR adapter and compilation, and has no --variant")
-    if args.mode == "swap" and args.quantization in policy.WEIGHT_ONLY_QUANTIZATION:
-        rule = "must be one that the plugin leaves alone (vLLM decides on fusions when it starts)"
-        parser.error(f"swap: --quantization: {rule}, got {args.quantization}")
-    if min(args.batch_sizes) < 1 or args.repeats < 1 or args.engines < 1:
-        parser.error("--batch-sizes, --repeats and --engines: must be at least 1")
-    return args
+from serving import agreement, cache, memory, models, offline, report, server, swap
+from serving.arguments import parse
+from serving.child_process import EngineError
 
 
 def has_gpu() -> bool:
@@ -163,7 +74,7 @@ def run_server(model: models.Model, args: argparse.Namespace, console: Console) 
     """Compare two servers under load."""
     result = server.run(model, args)
     ran, sentence = server.verdict(result)
-    state = result["proof"]["on"]["state"]
+    state = result["state"]["on"]
     title = f"{model.name}, vllm serve: plugin off against on"
     report.print_server(console, title, result, server.METRICS)
     bars = report.server_bars(result, server.METRICS)
@@ -187,6 +98,17 @@ def run_cache(model: models.Model, args: argparse.Namespace, console: Console) -
     return {**result, "ok": apart, "verdict": sentence}
 
 
+def end_by_signals() -> None:
+    """Have a plain kill and a lost terminal end the engines as Ctrl-C does: by an exception."""
+
+    def leave(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish
+            signal.signal(number, leave)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one mode and return the exit status."""
     console = Console() if sys.stdout.isatty() else Console(width=140)  # a log is not a terminal
@@ -198,12 +120,17 @@ def main(argv: list[str] | None = None) -> int:
         "cache": run_cache,
         "swap": run_offline,
     }
-    # A plain kill must end the engines as Ctrl-C does: through the context managers.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    end_by_signals()
     try:
+        if not args.gpu:
+            console.print("no GPU: comparing on the CPU")
+            memory.check(args)
         result = modes[args.mode](models.resolve(args.model), args, console)
     except (EngineError, ValueError) as error:
-        Console(stderr=True).print(f"[red]{error}[/red]", highlight=False)
+        # A log's brackets are no markup, and its lines are to stay whole.
+        Console(stderr=True, soft_wrap=True).print(
+            str(error), style="red", markup=False, highlight=False
+        )
         return 2
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; engines ended")

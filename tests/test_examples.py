@@ -1,14 +1,10 @@
-"""The parts of examples/serve_llama.py that need no engine: statistics, models, errors."""
+"""The parts of examples/serve_llama.py that need no process: statistics, models, arguments."""
 
 import contextlib
 import importlib.util
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,14 +21,13 @@ from serving import (  # noqa: E402
     agreement,
     cache,
     children,
+    memory,
     models,
     offline,
     report,
-    server,
     stats,
 )
-from serving.client import EngineClient, EngineError, explain_log  # noqa: E402
-from serving.server_process import Server, check_port  # noqa: E402
+from serving.child_process import EngineError  # noqa: E402
 
 
 def test_paired_ratio_cancels_a_drift():
@@ -125,6 +120,7 @@ def test_a_share_is_of_something(kernels, share):
 def test_spread_is_relative_and_robust():
     assert stats.spread([1.0, 1.0, 1.0, 1.0, 9.0]) == 0.0
     assert stats.spread([1.0, 3.0]) == pytest.approx(0.5)
+    assert stats.spread([1.0]) is None
 
 
 def test_norm_share_counts_ours_apart_from_inductors():
@@ -286,6 +282,28 @@ def test_of_a_prefill_the_first_tokens_are_compared():
     assert "1.5000" in console.export_text()
 
 
+def test_a_single_pair_has_no_spread(tmp_path):
+    """Neither a table, nor the JSON, nor the chart says that it has one of zero."""
+    work = {"kind": "decode", "batch": 1, "input_len": 4, "output_len": 2}
+    run = {"first_token_s": [1.0], "all_tokens_s": [2.0], "step_s": [0.5], "tokens": [[[1, 2]]]}
+    row = offline.summarise(work, {"off": run, "on": run, "no-pdl": run})
+    graph = {"batch": 1, **offline.compare("step", {"off": [1.0], "on": [1.0]})}
+    parts = (offline.compare(part, {"off": [1.0], "on": [1.0]}) for part in ("graph", "rest"))
+    console = Console(record=True, width=200)
+    report.print_offline(console, "title", {"rows": [row], "profiles": []})
+    report.print_replayed(console, [graph])
+    report.print_watched(console, [dict(item for part in (graph, *parts) for item in part.items())])
+    text = console.export_text()
+    # Three of the first table, one of the second, three of the third.
+    assert text.count("1.0000") == 7 and "±" not in text
+    report.write_json(tmp_path / "it.json", {"rows": [row]})
+    kept = json.loads((tmp_path / "it.json").read_text(), parse_constant=pytest.fail)
+    assert kept["rows"][0]["tpot_spread"] is None
+    assert kept["rows"][0]["others"]["no-pdl"] == [1.0, None]
+    bars = report.offline_bars(kept)
+    assert bars["TPOT"] == [("decode 1", 1.0, None)]
+
+
 def test_variants_are_named_environments(capsys):
     words = "--variant no-pdl HP_NORM_PDL=0 --variant b HP_NORM_PLUGIN=layer HP_NORM_SCOPE=all"
     assert serve_llama.parse(words.split(), gpu=True).variants == {
@@ -389,150 +407,6 @@ def test_local_tokenizer_keeps_any_ids(tmp_path):
     assert tokenizer.encode(tokenizer.decode(ids)).ids == ids
 
 
-def test_port_in_use():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=f"--port: {port} cannot be used"):
-            check_port(port)
-
-
-@pytest.mark.parametrize(
-    ("log", "hint"),
-    [
-        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate", "out of memory: use"),
-        ("Free memory is less than desired GPU memory utilization (0.9", "lower --memory"),
-        ("OSError: [Errno 98] Address already in use", "the port is in use"),
-        ("KeyError: 'x'", ""),
-    ],
-)
-def test_the_usual_failures_have_a_hint(tmp_path, log, hint):
-    path = tmp_path / "log"
-    path.write_text(log)
-    assert hint in explain_log(path)
-    assert bool(explain_log(path)) == bool(hint)
-
-
-def test_a_server_that_does_not_start_shows_the_end_of_its_log(tmp_path):
-    command = [sys.executable, "-c", "print('CUDA out of memory'); raise SystemExit(3)"]
-    with (
-        Server("on", 1, command, dict(os.environ), tmp_path / "log") as process,
-        pytest.raises(EngineError) as error,
-    ):
-        process.wait_until_ready(30, lambda: None)
-    text = str(error.value)
-    assert text.startswith("server on: did not start (exit status 3) (out of memory: use")
-    assert text.endswith("    CUDA out of memory")
-
-
-def test_leaving_a_server_ends_its_children_too(tmp_path):
-    """Also when it is paused, and when it ignores a polite signal."""
-    child = "import time; time.sleep(600)"
-    code = (
-        "import signal, subprocess, sys, time\n"
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
-        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
-        "time.sleep(600)\n"
-    )
-    log = tmp_path / "log"
-    process = Server("on", 1, [sys.executable, "-c", code], dict(os.environ), log)
-    pid_file = tmp_path / "pid"
-    while not (pid_file.is_file() and pid_file.read_text()):
-        time.sleep(0.05)
-    process.pause()
-    process._process.wait = _no_waiting(process._process.wait)
-    process.__exit__(None, None, None)
-    for _ in range(100):
-        if not Path(f"/proc/{pid_file.read_text()}").exists():
-            return
-        time.sleep(0.05)
-    state = Path(f"/proc/{pid_file.read_text()}/stat").read_text().split()[2]
-    assert state == "Z"
-
-
-def _no_waiting(wait):
-    """Shorten the polite wait, so that the test does not take its 20 seconds."""
-    return lambda timeout=None: wait(None if timeout is None else 0.2)
-
-
-def test_an_engine_that_dies_is_an_error_with_its_log(tmp_path, monkeypatch):
-    from serving import client
-
-    script = tmp_path / "worker.py"
-    script.write_text("import sys; print('no such device'); sys.exit(1)")
-    monkeypatch.setattr(client, "WORKER", script)
-    log = tmp_path / "log"
-    with EngineClient("on", {}, dict(os.environ), log) as engine, pytest.raises(EngineError) as e:
-        engine.wait_until_ready(30)
-    assert str(e.value).startswith("engine on: died")
-    assert "no such device" in str(e.value)
-
-
-def test_an_interrupted_run_ends_its_engines(tmp_path):
-    """SIGTERM to the example, while an engine loads, leaves no process behind."""
-    fake = tmp_path / "fake_worker.py"
-    pid_file = tmp_path / "pid"
-    fake.write_text(
-        f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
-    )
-    code = (
-        f"import sys; sys.path.insert(0, {str(EXAMPLES)!r})\n"
-        "import pathlib\n"
-        "from serving import client, models\n"
-        f"client.WORKER = pathlib.Path({str(fake)!r})\n"
-        "models.resolve = lambda name: models.Model('x', 'x', 'auto', 1)\n"
-        "import serve_llama\n"
-        f"sys.exit(serve_llama.main(['--out', {str(tmp_path / 'out')!r}]))\n"
-    )
-    run = subprocess.Popen([sys.executable, "-c", code])
-    deadline = time.monotonic() + 120
-    while not (pid_file.is_file() and pid_file.read_text()):
-        assert run.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-    run.send_signal(signal.SIGTERM)
-    assert run.wait(60) == 128 + signal.SIGTERM
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid_file.read_text()), 0)
-
-
-def test_the_server_gets_the_engines_configuration(tmp_path):
-    args = serve_llama.parse(["server", "--out", str(tmp_path)], gpu=False)
-    model = models.Model("tiny", "/models/tiny", "auto", 2)
-    command = server.serve_command(model, 8731, args)
-    joined = " ".join(command)
-    assert "/models/tiny" in command
-    assert "--port 8731" in joined and "--no-enable-prefix-caching" in joined
-    assert "--worker-extension-cls hp_norm_plugin.vllm.probe.WorkerProbe" in joined
-    assert json.loads(command[command.index("--compilation-config") + 1]) == {
-        "pass_config": {"fuse_norm_quant": False}
-    }
-
-
-def test_one_process_drives_again_and_again(tmp_path):
-    """The benchmark client is imported once; a bad command line is an error, not its end."""
-    package = tmp_path / "vllm" / "benchmarks"
-    package.mkdir(parents=True)
-    for folder in (package, package.parent):
-        (folder / "__init__.py").touch()
-    (package / "serve.py").write_text(
-        "import os\n"
-        "def add_cli_args(parser): parser.add_argument('--to', required=True)\n"
-        "def main(args): open(args.to, 'a').write(f'{os.getpid()} ')\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    seen = tmp_path / "seen"
-    with EngineClient("client", {}, environment, tmp_path / "log", "load") as client:
-        client.wait_until_ready(60)
-        client.ask("drive", arguments=["--to", str(seen)])
-        with pytest.raises(EngineError, match="load client: "):
-            client.ask("drive", arguments=["--to"])
-        client.ask("drive", arguments=["--to", str(seen)])
-    first, second = seen.read_text().split()
-    assert first == second
-
-
 @pytest.mark.parametrize(
     ("folder", "key"),
     [
@@ -545,13 +419,6 @@ def test_the_key_of_a_cache_folder(folder, key):
     assert cache._key(folder) == key
 
 
-def test_loads_are_rates_or_concurrencies():
-    args = SimpleNamespace(request_rates=[2.5], batch_sizes=[1, 8])
-    assert server.loads(args) == [{"--request-rate": "2.5"}]
-    args.request_rates = None
-    assert [load["--max-concurrency"] for load in server.loads(args)] == ["1", "8"]
-
-
 def test_a_chart_names_every_workload_of_every_panel(tmp_path, monkeypatch):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     figures = []
@@ -559,6 +426,7 @@ def test_a_chart_names_every_workload_of_every_panel(tmp_path, monkeypatch):
     bars = {
         "TTFT": [("decode 1", 1.0, 0.01), ("prefill 8", 0.99, 0.02)],
         "TPOT": [("decode 1", 0.99, 0.001)],
+        "one pair": [("decode 1", 0.99, None)],
         "ITL": [],
     }
     path = tmp_path / "chart.png"
@@ -566,6 +434,8 @@ def test_a_chart_names_every_workload_of_every_panel(tmp_path, monkeypatch):
     assert path.read_bytes().startswith(b"\x89PNG")
     shared = figures[0].axes[0]
     assert [label.get_text() for label in shared.get_yticklabels()] == ["decode 1", "prefill 8"]
+    bar, no_bar = (axis.collections[0].get_segments()[0] for axis in figures[0].axes[1:3])
+    assert [x for x, _ in bar] == pytest.approx([0.989, 0.991]) and len(no_bar) == 0
     low, high = sorted(shared.get_ylim())
     assert low < 0 and high > 1
 
@@ -580,8 +450,26 @@ def test_without_matplotlib_there_is_no_chart_and_no_error(tmp_path, monkeypatch
     ("arguments", "message"),
     [
         (["--output-len", "1"], "--output-len: must be at least 2, got 1"),
-        (["--batch-sizes", "0"], "--batch-sizes, --repeats and --engines: must be at least 1"),
-        (["--engines", "0"], "--batch-sizes, --repeats and --engines: must be at least 1"),
+        (["--batch-sizes", "1", "0"], "--batch-sizes: must be at least 1, got 0"),
+        (["--repeats", "0"], "--repeats: must be at least 1, got 0"),
+        (["--warmup", "-1"], "--warmup: must be at least 0, got -1"),
+        (["--engines", "0"], "--engines: must be at least 1, got 0"),
+        (["--input-len", "0"], "--input-len: must be at least 1, got 0"),
+        (["--prefill-len", "0"], "--prefill-len: must be at least 1, got 0"),
+        (["--prefill-batch", "-1"], "--prefill-batch: must be at least 0, got -1"),
+        (["--max-model-len", "0"], "--max-model-len: must be at least 1, got 0"),
+        (["--num-prompts", "0"], "--num-prompts: must be at least 1, got 0"),
+        (["--seeds", "0"], "--seeds: must be at least 1, got 0"),
+        (["--port", "99999"], "--port: must be 1 to 65534, got 99999"),
+        (["--port", "65535"], "--port: must be 1 to 65534, got 65535"),
+        (["--port", "0"], "--port: must be 1 to 65534, got 0"),
+        (["--starts", "1"], "--starts: must be 2 to 5, got 1"),
+        (["--starts", "6"], "--starts: must be 2 to 5, got 6"),
+        (["--memory", "0"], "--memory: must be above 0 and at most 1, got 0.0"),
+        (["--memory", "1.1"], "--memory: must be above 0 and at most 1, got 1.1"),
+        (["--memory", "nan"], "--memory: must be above 0 and at most 1, got nan"),
+        (["--kv-cache-gib", "0"], "--kv-cache-gib: must be above 0, got 0.0"),
+        (["--request-rates", "1", "0"], "--request-rates: must be above 0, got 0.0"),
         (["swap", "--plugin", "layer"], "swap: needs the IR adapter and compilation"),
         (["swap", "--enforce-eager"], "swap: needs the IR adapter and compilation"),
         (["swap", "--variant", "a", "B=1"], "swap: needs the IR adapter and compilation"),
@@ -592,3 +480,77 @@ def test_bad_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit):
         serve_llama.parse(arguments, gpu=False)
     assert message in capsys.readouterr().err
+
+
+def test_the_limits_themselves_are_allowed():
+    words = (
+        "--batch-sizes 1 --repeats 1 --warmup 0 --engines 1 --input-len 1 --output-len 2 --seeds 1 "
+        "--prefill-len 1 --prefill-batch 0 --max-model-len 1 --num-prompts 1 --memory 1 --starts "
+    )
+    for starts, port in (("2", "1"), ("5", "65534")):
+        args = serve_llama.parse([*words.split(), starts, "--port", port], gpu=True)
+        assert (args.starts, args.port) == (int(starts), int(port))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Llama-3.1-8B", 8_030_261_248),
+        ("Llama-3.2-1B", 1_235_814_400),
+        ("Qwen3-8B", 8_190_735_360),
+        ("Gemma-3-4B-text", 3_880_263_168),
+    ],
+)
+def test_the_bytes_of_weights(name, parameters):
+    """The parameters that transformers counts, the norms' among them."""
+    config = json.loads((models.ARCHITECTURES / f"{name}.json").read_text())
+    assert memory.weight_bytes(config) == pytest.approx(2 * parameters, rel=1e-3)
+    assert 2**28 < memory.available_bytes() < 2**50
+
+
+@pytest.mark.parametrize(
+    ("words", "fits"),
+    [
+        ("offline", "2 engines must fit into the 20.0 GiB of memory available, got 29.9 GiB"),
+        ("server", "2 engines must fit into the 20.0 GiB of memory available, got 29.9 GiB"),
+        ("tokens", "3 engines must fit into the 20.0 GiB of memory available, got 44.9 GiB"),
+        ("offline --engines 2 --variant a A=1", "5 engines must fit into the 20.0 GiB"),
+        ("swap", None),
+        ("cache", None),
+        ("offline --model org/Llama-3.1-8B", None),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_not_started(words, fits, monkeypatch, capsys):
+    class Resolved(Exception):
+        pass
+
+    def resolve(name):
+        raise Resolved
+
+    monkeypatch.setattr(models, "resolve", resolve)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 20 * 2**30)
+    monkeypatch.setattr(serve_llama, "has_gpu", lambda: False)
+    arguments = ["--model", "Llama-3.1-8B", *words.split()]
+    if fits is None:
+        with pytest.raises(Resolved):
+            serve_llama.main(arguments)
+    else:
+        assert serve_llama.main(arguments) == 2
+    seen = capsys.readouterr()
+    assert seen.out == "no GPU: comparing on the CPU\n"
+    if fits:
+        (line,) = seen.err.splitlines()
+        assert line.startswith(f"--model Llama-3.1-8B: the weights of {fits}")
+    monkeypatch.setattr(serve_llama, "has_gpu", lambda: True)
+    with pytest.raises(Resolved):
+        serve_llama.main(arguments)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_brackets_of_a_log_are_shown(monkeypatch, capsys):
+    def resolve(name):
+        raise EngineError("[rank0]: failed\n  [/usr/lib]: " + 200 * "x")
+
+    monkeypatch.setattr(models, "resolve", resolve)
+    assert serve_llama.main([]) == 2
+    assert capsys.readouterr().err == "[rank0]: failed\n  [/usr/lib]: " + 200 * "x" + "\n"

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import defaultdict
 from typing import Any
+
+from serving import decode_profile
 
 
 class Engine:
@@ -116,28 +117,14 @@ class Engine:
         return result
 
     def profile(self, batch: int, input_len: int, output_len: int, seed: int) -> dict[str, Any]:
-        """Kernels (on a CPU: operators) of the decode steps alone.
-
-        Two profiles, of one token and of all, are subtracted: what is left is `output_len - 1`
-        decode steps without the prefill.
-        """
+        """Kernels (on a CPU: operators) of `output_len - 1` decode steps alone."""
         prompts = self._prompts(batch, input_len, seed)
-        fields = ("count", "time_us", "until_next_us")
-        by_name: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(fields, 0.0))
-        # The first, of sign 0, is for what only a first profile has.
-        for tokens, sign in ((1, 0), (1, -1), (output_len, 1)):
-            self.llm.collective_rpc("hp_norm_profile_start")
-            self._generate(prompts, tokens)
-            for row in self.llm.collective_rpc("hp_norm_profile_stop")[0]:
-                for field in fields:
-                    by_name[row["name"]][field] += sign * row.get(field, 0.0)
-        kernels = [
-            {"name": name, **sums, "count": int(sums["count"])}
-            for name, sums in by_name.items()
-            if sums["count"] > 0
-        ]
-        kernels.sort(key=lambda row: -row["time_us"])
-        return {"decode_steps": output_len - 1, "kernels": kernels}
+        return decode_profile.take(
+            start=lambda: self.llm.collective_rpc("hp_norm_profile_start"),
+            generate=lambda tokens: self._generate(prompts, tokens),
+            stop=lambda: self.llm.collective_rpc("hp_norm_profile_stop")[0],
+            output_len=output_len,
+        )
 
     def score(self, tokens: list[int]) -> dict[str, Any]:
         """The most likely token at every position of a given text, and its log-probability.

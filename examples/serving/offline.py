@@ -13,7 +13,7 @@ from typing import Any
 from rich.progress import Progress
 
 from hp_norm_plugin.vllm.probe import WORKER_EXTENSION
-from serving import stats
+from serving import decode_profile, stats
 from serving.children import alone, progress_bar, start_all
 from serving.client import EngineClient, child_environment
 from serving.models import Model
@@ -239,12 +239,9 @@ def look(
             with alone(engine, args):
                 profile = engine.ask(
                     "profile", batch=batch, input_len=args.input_len, seed=args.seed,
-                    output_len=min(args.output_len, 17),
+                    output_len=min(args.output_len, decode_profile.OUTPUT_LEN),
                 )  # fmt: skip
-            profiles.append({"plugin": name, "batch": batch, **profile})
-    for profile in profiles:
-        profile["summary"] = stats.norm_share(profile)
-        profile["kernels"] = profile["kernels"][:20]
+            profiles.append({"plugin": name, "batch": batch, **decode_profile.summarised(profile)})
     return {"rows": rows, "profiles": profiles, "state": state}
 
 
@@ -259,14 +256,19 @@ def graphs(result: dict[str, Any]) -> str:
     return "graphs of one compile cache: " + "; ".join(words)
 
 
-def verdict(result: dict[str, Any]) -> tuple[bool, str]:
-    """Return whether the operator ran with the plugin on, and not with it off; and one sentence."""
-    calls = {
+def calls_per_step(result: dict[str, Any]) -> dict[str, float]:
+    """Return how often the operator ran in a decode step with the plugin off, and on."""
+    return {
         name: max(
             p["summary"]["hp_norm_per_step"] for p in result["profiles"] if p["plugin"] == name
         )
         for name in (OFF, ON)
     }
+
+
+def verdict(result: dict[str, Any]) -> tuple[bool, str]:
+    """Return whether the operator ran with the plugin on, and not with it off; and one sentence."""
+    calls = calls_per_step(result)
     state = result["state"][ON]
     if calls[OFF] > 0:
         return False, f"the operator ran {calls[OFF]:g} times a step with the plugin off"

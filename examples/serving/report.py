@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import platform
 import subprocess
@@ -13,6 +14,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+Bar = tuple[str, float, float | None]  # label, on/off, its spread: none of a single value
 
 
 def environment() -> dict[str, Any]:
@@ -50,7 +53,7 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
 
 
 def print_offline(console: Console, title: str, result: dict[str, Any]) -> None:
-    """Print one row per workload, and the norms' part of the kernel time."""
+    """Print one row per workload, and the profiles."""
     table = Table(title=title, title_justify="left")
     table.add_column("workload")
     others = list(dict.fromkeys(name for row in result["rows"] for name in row.get("others", {})))
@@ -68,11 +71,16 @@ def print_offline(console: Console, title: str, result: dict[str, Any]) -> None:
             _agreement(row),
         )
     console.print(table)
+    print_profiles(console, result["profiles"])
+
+
+def print_profiles(console: Console, profiles: list[dict[str, Any]]) -> None:
+    """Print one row per profile: the norms' part of the kernel time."""
     table = Table(title="decode, per step", title_justify="left")
     table.add_column("plugin, batch")
     for heading in ("kernels us", "norms us", "share", "norm kernels", "of them ours"):
         table.add_column(heading, justify="right")
-    for profile in result["profiles"]:
+    for profile in profiles:
         total = profile["summary"]
         # What two profiles are subtracted to may be nothing, on a CPU that others use.
         whole = total["kernel_us_per_step"]
@@ -113,8 +121,8 @@ def print_watched(console: Console, rows: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def _ratio(value: float, spread: float) -> str:
-    return f"{value:.4f} ±{spread:.4f}"
+def _ratio(value: float, spread: float | None) -> str:
+    return f"{value:.4f}" if spread is None else f"{value:.4f} ±{spread:.4f}"
 
 
 def _means(row: dict[str, Any], what: str) -> tuple[str, str]:
@@ -134,7 +142,7 @@ def _agreement(row: dict[str, Any]) -> str:
 
 
 def print_server(console: Console, title: str, result: dict[str, Any], metrics: dict) -> None:
-    """Print one row per load and metric."""
+    """Print one row per load and metric, and the profiles."""
     table = Table(title=title, title_justify="left")
     table.add_column("load")
     for heading in ("metric", "off", "on", "on/off"):
@@ -145,11 +153,12 @@ def print_server(console: Console, title: str, result: dict[str, Any], metrics: 
             ratio = _ratio(value["ratio"], value["spread"])
             table.add_row(row["load"], words, f"{value['off']:.2f}", f"{value['on']:.2f}", ratio)
     console.print(table)
+    print_profiles(console, result["profiles"])
 
 
-def offline_bars(result: dict[str, Any]) -> dict[str, list[tuple[str, float, float]]]:
-    """Return the chart's groups for an offline result: (label, on/off, spread) by metric."""
-    bars: dict[str, list[tuple[str, float, float]]] = {"TTFT": [], "TPOT": []}
+def offline_bars(result: dict[str, Any]) -> dict[str, list[Bar]]:
+    """Return the chart's groups for an offline result, by metric."""
+    bars: dict[str, list[Bar]] = {"TTFT": [], "TPOT": []}
     for row in result["rows"]:
         label = f"{row['kind']} {row['batch']}"
         for metric in ("ttft", "tpot"):
@@ -159,7 +168,7 @@ def offline_bars(result: dict[str, Any]) -> dict[str, list[tuple[str, float, flo
     return bars
 
 
-def server_bars(result: dict[str, Any], metrics: dict) -> dict[str, list[tuple[str, float, float]]]:
+def server_bars(result: dict[str, Any], metrics: dict) -> dict[str, list[Bar]]:
     """Return the chart's groups for a server result."""
     return {
         words: [(row["load"], row[name]["ratio"], row[name]["spread"]) for row in result["rows"]]
@@ -167,7 +176,7 @@ def server_bars(result: dict[str, Any], metrics: dict) -> dict[str, list[tuple[s
     }
 
 
-def chart(path: Path, title: str, bars: dict[str, list[tuple[str, float, float]]]) -> bool:
+def chart(path: Path, title: str, bars: dict[str, list[Bar]]) -> bool:
     """Draw on/off ratios as dots with their spread, one panel a metric; 1.0 is no change.
 
     Returns whether it could: vLLM does not bring matplotlib.
@@ -188,9 +197,10 @@ def chart(path: Path, title: str, bars: dict[str, list[tuple[str, float, float]]
     )
     for axis, (metric, group) in zip(axes[0], bars.items(), strict=True):
         positions = [labels.index(label) for label, _, _ in group]
+        spreads = [math.nan if spread is None else spread for _, _, spread in group]
         axis.axvline(1.0, color="0.6", linewidth=1)
         axis.errorbar(
-            [ratio for _, ratio, _ in group], positions, xerr=[s for _, _, s in group],
+            [ratio for _, ratio, _ in group], positions, xerr=spreads,
             fmt="o", color="#1b6ca8", ecolor="0.4", capsize=2,
         )  # fmt: skip
         axis.set_title(metric, fontsize=9)

@@ -1,7 +1,7 @@
 """Server comparison: `vllm serve` with the plugin off and on, driven by `vllm bench serve`.
 
 Both servers are up at once and are driven in turn, so that a machine whose clock drifts treats
-them alike. They end with this process, however it ends.
+them alike. They end with this process, unless SIGKILL ends it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from typing import Any
 
 from rich.progress import Progress
 
-from serving import offline, stats
+from serving import decode_profile, offline, stats
 from serving.children import START_TIMEOUT, alone, progress_bar, start_all
 from serving.client import EngineClient, child_environment
 from serving.models import Model
 from serving.server_process import Server, check_port
 
 METRICS = {
-    "median_ttft_ms": "TTFT ms",
-    "median_tpot_ms": "TPOT ms",
+    "median_ttft_ms": "TTFT p50 ms",
+    "p99_ttft_ms": "TTFT p99 ms",
+    "median_tpot_ms": "TPOT p50 ms",
+    "p99_tpot_ms": "TPOT p99 ms",
     "median_itl_ms": "ITL p50 ms",
     "p99_itl_ms": "ITL p99 ms",
     "output_throughput": "tokens/s",
@@ -85,17 +87,24 @@ def bench(
     return {name: result[name] for name in METRICS}
 
 
-def norm_calls(server: Server, model: Model) -> dict[str, Any]:
-    """Profile one request: the norms' share of its kernels, and the text that it generated."""
-    server.rpc("hp_norm_profile_start")
-    body = {
-        "model": model.path, "prompt": " ".join(f"w{i}" for i in range(5, 21)), "temperature": 0.0,
-        "max_tokens": 16, "ignore_eos": True,
-    }  # fmt: skip
-    text = server.post("/v1/completions", body)["choices"][0]["text"]
-    kernels = server.rpc("hp_norm_profile_stop")[0]
-    # 16 tokens: the prefill and 15 decode steps, one forward pass each.
-    return {"text": text, "summary": stats.norm_share({"decode_steps": 16, "kernels": kernels})}
+def look(server: Server, model: Model, args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return what one request generates, greedily, and a profile of its decode steps."""
+    length = min(args.output_len, decode_profile.OUTPUT_LEN)
+
+    def generate(tokens: int) -> str:
+        body = {
+            "model": model.path, "prompt": [5 + i % 1000 for i in range(args.input_len)],
+            "max_tokens": tokens, "temperature": 0.0, "ignore_eos": True,
+        }  # fmt: skip
+        return server.post("/v1/completions", body)["choices"][0]["text"]
+
+    profile = decode_profile.take(
+        start=lambda: server.rpc("hp_norm_profile_start"),
+        generate=generate,
+        stop=lambda: server.rpc("hp_norm_profile_stop")[0],
+        output_len=length,
+    )
+    return generate(length), decode_profile.summarised(profile)
 
 
 def loads(args: argparse.Namespace) -> list[dict[str, str]]:
@@ -112,7 +121,7 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     -------
     dict
         `rows`, one per load, with the medians over the repeats, on/off ratios and raw results;
-        `proof` of both servers.
+        `profiles` of one request's decode, `state` and `texts`, of both servers each.
 
     """
     plans = {offline.OFF: "0", offline.ON: args.plugin}
@@ -149,14 +158,15 @@ def _drive(
     args: argparse.Namespace,
     progress: Progress,
 ) -> dict[str, Any]:
-    task = progress.add_task("proof", total=None)
-    proof = {}
+    task = progress.add_task("profiling", total=None)
+    state, texts, profiles = {}, {}, []
     for name, server in servers.items():
         with alone(server, args):
             if model.random_weights:
                 server.rpc("hp_norm_fill_weights", seed=str(args.seed))
-            state = server.rpc("hp_norm_state")[0]
-            proof[name] = {"state": state, **norm_calls(server, model)}
+            state[name] = server.rpc("hp_norm_state")[0]
+            texts[name], profile = look(server, model, args)
+        profiles.append({"plugin": name, "batch": 1, **profile})
     rows = []
     for load in loads(args):
         raw: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
@@ -168,7 +178,7 @@ def _drive(
                 if repeat >= 0:
                     raw[name].append(result)
         rows.append({"load": _words(load), **_summary(raw), "raw": raw})
-    return {"rows": rows, "proof": proof}
+    return {"rows": rows, "profiles": profiles, "state": state, "texts": texts}
 
 
 def _words(load: dict[str, str]) -> str:
@@ -187,12 +197,12 @@ def _summary(raw: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 def verdict(result: dict[str, Any]) -> tuple[bool, str]:
     """Return whether the operator ran in the one server and not in the other; one sentence."""
-    proof = result["proof"]
-    calls = {name: proof[name]["summary"]["hp_norm_per_step"] for name in proof}
-    same = proof[offline.OFF]["text"] == proof[offline.ON]["text"]
+    calls = offline.calls_per_step(result)
+    tokens = result["profiles"][0]["decode_steps"] + 1
+    same = result["texts"][offline.OFF] == result["texts"][offline.ON]
     words = (
         f"the operator ran {calls[offline.ON]:g} times a step with the plugin on, "
         f"{calls[offline.OFF]:g} times with it off; "
-        f"16 greedy tokens {'agree' if same else 'differ'}"
+        f"{tokens} greedy tokens {'agree' if same else 'differ'}"
     )
     return calls[offline.ON] > 0 and calls[offline.OFF] == 0, words

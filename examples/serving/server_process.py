@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
+import http.client
 import json
-import os
-import signal
 import socket
-import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serving.client import EngineError, end_of, explain_log
+from serving.child_process import ChildProcess
 
 
 def check_port(port: int) -> None:
@@ -28,47 +24,16 @@ def check_port(port: int) -> None:
             raise ValueError(f"--port: {port} cannot be used ({error.strerror})") from None
 
 
-class Server:
-    """One `vllm serve`. A context manager: leaving it ends the server and all it started."""
+class Server(ChildProcess):
+    """One `vllm serve`."""
 
     kind = "server"
 
     def __init__(
         self, name: str, port: int, command: list[str], environment: dict[str, str], log: Path
     ) -> None:
-        self.name, self.port, self.log = name, port, log
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("w") as sink:
-            self._process = subprocess.Popen(
-                command, stdout=sink, stderr=subprocess.STDOUT, env=environment,
-                start_new_session=True,
-            )  # fmt: skip
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.signal(signal.SIGCONT)
-        self.signal(signal.SIGTERM)
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            pass  # the whole group is killed next
-        self.signal(signal.SIGKILL)
-        self._process.wait()
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the server and all that it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
-
-    def pause(self) -> None:
-        """Stop it where it is (on a CPU, while the other is measured)."""
-        self.signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let it run on."""
-        self.signal(signal.SIGCONT)
+        self.port = port
+        super().__init__(name, command, environment, log)
 
     def post(self, path: str, body: dict[str, Any], timeout: float = 300.0) -> Any:
         """Post JSON and return the answer, parsed."""
@@ -80,8 +45,9 @@ class Server:
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
                 text = answer.read()
-        except (urllib.error.URLError, TimeoutError) as error:
-            raise self.failure(f"{path}: {error}") from None
+        # Not only urllib's errors: a server that dies over a request is a connection reset.
+        except (OSError, http.client.HTTPException) as error:
+            raise self.broken_off(f"{path}: {error}") from None
         return json.loads(text) if text else None
 
     def rpc(self, method: str, **kwargs: str) -> Any:
@@ -94,17 +60,11 @@ class Server:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise self.failure(f"did not start (exit status {self._process.returncode})")
+                raise self.failure("did not start")
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2):
                     return
-            except (OSError, urllib.error.URLError):
+            except OSError:
                 tick()
                 time.sleep(0.5)
         raise self.failure(f"did not start within {timeout:.0f} s")
-
-    def failure(self, what: str) -> EngineError:
-        """Return the error to raise, with a hint and the end of the log."""
-        hint = explain_log(self.log)
-        text = f"server {self.name}: {what}" + (f" ({hint})" if hint else "")
-        return EngineError(f"{text}\n  end of {self.log}:\n{end_of(self.log)}")

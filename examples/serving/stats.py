@@ -18,15 +18,20 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-def spread(values: Sequence[float]) -> float:
-    """Return half the distance between the quartiles over the median: a robust relative error."""
+def spread(values: Sequence[float]) -> float | None:
+    """Return half the distance between the quartiles over the median: a robust relative error.
+
+    None of a single value, which says nothing about the next one.
+    """
+    if len(values) < 2:
+        return None
     if len(values) < 3:
         return (max(values) - min(values)) / 2 / median(values)
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return (high - low) / 2 / median(values)
 
 
-def paired_ratio(on: Sequence[float], off: Sequence[float]) -> tuple[float, float]:
+def paired_ratio(on: Sequence[float], off: Sequence[float]) -> tuple[float, float | None]:
     """Return the median of on/off over the interleaved pairs, and its spread.
 
     Neighbours in time are compared, so that a clock that drifts over the run cancels.

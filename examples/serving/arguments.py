@@ -1,0 +1,145 @@
+"""The command line of examples/serve_llama.py."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from hp_norm_plugin.vllm import policy
+from serving import cache, offline
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Between which values a number must be."""
+
+    least: float
+    most: float | None = None
+    above: bool = False  # whether `least` itself is too little
+
+    def allow(self, value: float) -> bool:
+        """Whether a number is one of them; nan is not."""
+        enough = value > self.least if self.above else value >= self.least
+        return enough and (self.most is None or value <= self.most)
+
+    def __str__(self) -> str:
+        if self.above:
+            words = f"above {self.least}"
+            return words if self.most is None else f"{words} and at most {self.most}"
+        return f"at least {self.least}" if self.most is None else f"{self.least} to {self.most}"
+
+
+# Of a list, for each of its members.
+LIMITS = {
+    "batch_sizes": Limits(1),
+    "input_len": Limits(1),
+    "output_len": Limits(2),
+    "prefill_batch": Limits(0),
+    "prefill_len": Limits(1),
+    "repeats": Limits(1),
+    "warmup": Limits(0),
+    "engines": Limits(1),
+    "memory": Limits(0, 1, above=True),
+    "kv_cache_gib": Limits(0, above=True),
+    "max_model_len": Limits(1),
+    "seeds": Limits(1),
+    "port": Limits(1, 65534),  # and the next one
+    "request_rates": Limits(0, above=True),
+    "num_prompts": Limits(1),
+    "starts": Limits(2, len(cache.ORDER)),
+}
+
+
+class Variant(argparse.Action):
+    """Collects `NAME VARIABLE=VALUE ...` as the variables of each name."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        """Add one variant."""
+        name, *settings = values
+        if not settings or not all("=" in setting for setting in settings):
+            got = " ".join(values)
+            parser.error(f"--variant: must be NAME VARIABLE=VALUE [VARIABLE=VALUE ...], got {got}")
+        engine = offline.more_of(offline.OFF, [name]) or offline.more_of(offline.ON, [name])
+        if engine or name in namespace.variants:
+            parser.error(f"--variant: the name must be new, got {name}")
+        variables = dict(setting.split("=", 1) for setting in settings)
+        namespace.variants = {**namespace.variants, name: variables}
+
+
+def _parser(gpu: bool) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Serve a model with vLLM, with and without hp_norm_plugin, and compare.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    modes = ["offline", "server", "tokens", "cache", "swap"]
+    add("mode", nargs="?", choices=modes, default="offline")
+    add(
+        "--model",
+        default="Llama-3.1-8B" if gpu else "tiny-llama",
+        help="a name of examples/models, a directory, or a hub name",
+    )
+    add("--plugin", default="auto", choices=["auto", "ir", "layer"], help="HP_NORM_PLUGIN when on")
+    add("--batch-sizes", type=int, nargs="+", default=[1, 8, 32, 128] if gpu else [1, 4])
+    add("--input-len", type=int, default=128 if gpu else 16)
+    add("--output-len", type=int, default=129 if gpu else 17)
+    add("--prefill-batch", type=int, default=8 if gpu else 2, help="0: no prefill measurement")
+    add("--prefill-len", type=int, default=1024 if gpu else 128)
+    add("--repeats", type=int, default=6 if gpu else 3, help="pairs off, on of each workload")
+    add("--warmup", type=int, default=1, help="pairs before them that are not counted")
+    add("--quantization", default=None, help="vLLM's, such as fp8 (online)")
+    add(
+        "--may-stand-aside",
+        action="store_true",
+        help="exit with 0 when the plugin leaves every norm to vLLM, too",
+    )
+    add("--enforce-eager", action="store_true", help="no compilation, no CUDA graphs")
+    add(
+        "--engines", type=int, default=1,
+        help="offline: of each setting; equal ones differ by 1 %%. swap: compilations of each",
+    )  # fmt: skip
+    add(
+        "--variant",
+        dest="variants",
+        nargs="+",
+        action=Variant,
+        default={},
+        metavar=("NAME", "VARIABLE=VALUE"),
+        help="offline: another engine, plugin on, with these variables; may be given again",
+    )
+    add(
+        "--one-cache",
+        action="store_true",
+        help="offline, swap: one new compile cache, as on a user's machine; the first fills it",
+    )
+    add("--profile-all", action="store_true", help="profile every engine at every batch size")
+    add("--memory", type=float, default=0.45, help="gpu_memory_utilization of each engine")
+    add("--kv-cache-gib", type=float, default=12.0 if gpu else 0.5)
+    add("--max-model-len", type=int, default=None)
+    add("--seed", type=int, default=0)
+    add("--seeds", type=int, default=3, help="tokens: how many prompts")
+    add("--port", type=int, default=8731, help="server: this port and the next are used")
+    add("--request-rates", type=float, nargs="*", help="server: instead of concurrencies")
+    add("--num-prompts", type=int, default=64 if gpu else 8, help="server: requests of one drive")
+    add("--starts", type=int, default=5 if gpu else 3, help="cache: on, off, on, off, on")
+    add("--out", default="serve_llama_out", help="directory for the JSON and the logs")
+    return parser
+
+
+def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
+    """Parse the command line; the defaults depend on whether there is a GPU."""
+    parser = _parser(gpu)
+    args = parser.parse_args(argv)
+    args.gpu = gpu
+    args.batch_sizes = list(dict.fromkeys(args.batch_sizes))
+    for name, limits in LIMITS.items():
+        given = getattr(args, name)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and not limits.allow(value):
+                parser.error(f"--{name.replace('_', '-')}: must be {limits}, got {value}")
+    if args.mode == "swap" and (args.plugin == "layer" or args.enforce_eager or args.variants):
+        parser.error("swap: needs the IR adapter and compilation, and has no --variant")
+    if args.mode == "swap" and args.quantization in policy.WEIGHT_ONLY_QUANTIZATION:
+        rule = "must be one that the plugin leaves alone (vLLM decides on fusions when it starts)"
+        parser.error(f"swap: --quantization: {rule}, got {args.quantization}")
+    return args
