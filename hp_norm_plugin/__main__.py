@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from hp_norm_plugin import doctor
-from hp_norm_plugin.checks import MAX_HIDDEN_SIZE
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -26,8 +25,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.num_tokens < 0:
         parser.error(f"--num-tokens: must be at least 0, got {args.num_tokens}")
-    if not 1 <= args.hidden_size <= MAX_HIDDEN_SIZE:
-        parser.error(f"--hidden-size: must be 1 to {MAX_HIDDEN_SIZE}, got {args.hidden_size}")
+    most = doctor.max_hidden_size()
+    if args.hidden_size < 1 or (most is not None and args.hidden_size > most):
+        rule = f"1 to {most}" if most is not None else "at least 1"
+        parser.error(f"--hidden-size: must be {rule}, got {args.hidden_size}")
     return args
 
 
@@ -48,7 +49,7 @@ def facts(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", "loaded" if state["cuda_loaded"] else state["cuda_error"]
     for name, flag in report["flags"].items():
         note = flag["warning"] or ("set" if flag["set"] else "default")
-        yield name, f"{flag['value']} ({note})"
+        yield name, f"{flag['value'] or 'empty'} ({note})"
     yield "adapter", f"{report['vllm']['adapter'] or 'none'}: {report['vllm']['reason']}"
     rule = report["rule"]
     size = f"{rule['num_tokens']} x {rule['hidden_size']} {rule['dtype']} on {rule['device']}"

@@ -87,6 +87,10 @@ PDL = Flag(
 
 FLAGS: tuple[Flag, ...] = (PLUGIN, ROUNDING, SCOPE, FIRST_GPC, PDL)
 
+# vLLM's own variables that decide whether it runs the operator, with what they are when unset. What
+# they mean is for vLLM to say (`hp_norm_plugin.vllm`): here they are only shown.
+VLLM_VARIABLES = {"VLLM_PLUGINS": "all", "VLLM_BATCH_INVARIANT": "0"}
+
 
 def read_flag(flag: Flag, environ: Mapping[str, str] | None = None) -> Reading:
     """Return the effective value of one flag.
@@ -123,3 +127,12 @@ def read_flag(flag: Flag, environ: Mapping[str, str] | None = None) -> Reading:
 def read_all(environ: Mapping[str, str] | None = None) -> dict[str, Reading]:
     """Return every flag's reading by its name."""
     return {flag.name: read_flag(flag, environ) for flag in FLAGS}
+
+
+def read_vllm(environ: Mapping[str, str] | None = None) -> dict[str, Reading]:
+    """Return vLLM's own variables by name, as they are set."""
+    environ = os.environ if environ is None else environ
+    return {
+        name: Reading(environ.get(name, unset), is_set=name in environ)
+        for name, unset in VLLM_VARIABLES.items()
+    }

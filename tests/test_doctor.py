@@ -1,6 +1,7 @@
 """`python -m hp_norm_plugin`: the report, and an exit status that means something."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from hp_norm_plugin import __main__ as command
-from hp_norm_plugin import doctor, settings
+from hp_norm_plugin import doctor, self_test, settings
 
 
 def healthy(**changes):
@@ -74,22 +75,49 @@ def test_a_size_that_vllm_keeps_for_inductor_is_said(tokens, width, scope, adapt
 def test_self_test_passes_here():
     state = {"loaded": True, "cuda_loaded": torch.cuda.is_available()}
     gpus = [{}] if torch.cuda.is_available() else []
-    result = doctor.self_test({"library": state, "gpus": gpus})
+    result = self_test.run({"library": state, "gpus": gpus})
     assert result["passed"], result["error"]
     assert result["cases"] > 0
 
 
-def test_self_test_notices_a_wrong_operator(monkeypatch):
+def no_weight(right):
+    return lambda x, weight, eps, **_: right(x, None, eps)
+
+
+def no_weight_after_add(right):
+    return lambda x, residual, weight, eps, **_: right(x, residual, None, eps)
+
+
+@pytest.mark.parametrize(
+    ("operator", "wrong"),
+    [("rms_norm", no_weight), ("fused_add_rms_norm", no_weight_after_add),
+     ("fused_add_rms_norm_", no_weight_after_add),
+     ("fused_add_rms_norm_", lambda right: lambda *_, **options: None)],
+    ids=["rms_norm", "fused_add_rms_norm", "fused_add_rms_norm_", "writes nothing"],
+)  # fmt: skip
+def test_self_test_notices_a_wrong_operator(monkeypatch, operator, wrong):
     """The self-test must compare, not just run: here the weight is dropped."""
     from hp_norm_plugin import ops
 
-    right = ops.fused_add_rms_norm
-    monkeypatch.setattr(
-        ops, "fused_add_rms_norm", lambda x, r, weight, eps, **k: right(x, r, None, eps)
-    )
-    result = doctor.self_test({"library": {"loaded": True, "cuda_loaded": False}, "gpus": []})
+    monkeypatch.setattr(ops, operator, wrong(getattr(ops, operator)))
+    result = self_test.run({"library": {"loaded": True, "cuda_loaded": False}, "gpus": []})
     assert not result["passed"]
+    assert result["error"].startswith(f"{operator}: out of 1 x 4096 bfloat16")
     assert "differs from the reference by up to" in result["error"]
+
+
+def test_self_test_begins_with_a_case_of_each_operator():
+    """A slow machine, which comes no further in its time, has tried all of them."""
+    operators = [case[-1] for case in self_test._cases()]
+    assert set(operators[:3]) == set(operators)
+    assert set(operators) == {"rms_norm", "fused_add_rms_norm", "fused_add_rms_norm_"}
+
+
+def test_self_test_ends_in_time(monkeypatch):
+    times = iter((0.0, 4.0, 8.0, 12.0))
+    monkeypatch.setattr(self_test.time, "monotonic", lambda: next(times))
+    result = self_test.run({"library": {"loaded": True, "cuda_loaded": False}, "gpus": []})
+    assert (result["passed"], result["cases"]) == (True, 2)
 
 
 def test_rule_of_a_size_and_of_a_wrong_one():
@@ -124,10 +152,87 @@ def test_bad_arguments(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_the_command_prints_json_and_its_status_follows_the_flag(monkeypatch):
-    run = [sys.executable, "-m", "hp_norm_plugin", "--json", "--device", "sm_100"]
-    monkeypatch.setenv("HP_NORM_PLUGIN", "0")
-    done = subprocess.run(run, capture_output=True, text=True, timeout=180)
+RUN = [sys.executable, "-m", "hp_norm_plugin"]
+
+
+def run(*arguments, **variables):
+    """Run the command with variables of its own beside the environment's."""
+    unset = ("VLLM_PLUGINS", "VLLM_BATCH_INVARIANT")
+    kept = {k: v for k, v in os.environ.items() if k not in unset and k[:8] != "HP_NORM_"}
+    done = subprocess.run(
+        [*RUN, *arguments], capture_output=True, text=True, timeout=180, env={**kept, **variables}
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    ("variables", "shown", "reason"),
+    [
+        ({"VLLM_PLUGINS": "other"}, "other",
+         "VLLM_PLUGINS=other has no hp_norm, so vLLM does not load it"),
+        ({"VLLM_BATCH_INVARIANT": "1"}, "1",
+         "batch-invariant mode (VLLM_BATCH_INVARIANT) runs vLLM's own kernels"),
+        ({"VLLM_PLUGINS": "other,hp_norm"}, "other,hp_norm", None),
+    ],
+    ids=lambda value: None,
+)  # fmt: skip
+def test_what_has_vllm_not_run_the_operator(variables, shown, reason):
+    pytest.importorskip("vllm")
+    done = run("--json", **variables)
+    report = json.loads(done.stdout)
+    (name,) = variables
+    assert report["flags"][name] == {"value": shown, "set": True, "warning": None}
+    assert report["self_test"]["passed"]
+    assert report["runs"] is (reason is None)
+    assert done.returncode == (0 if reason is None else 1)
+    if reason is not None:
+        assert report["vllm"] == {"installed": True, "adapter": None, "reason": reason}
+        assert report["verdict"].endswith(f"operator works, but not in vLLM: {reason}")
+
+
+def test_vllms_variables_are_shown_as_they_are():
+    names = ("VLLM_PLUGINS", "VLLM_BATCH_INVARIANT")
+    unset = settings.read_vllm({})
+    assert [(unset[name].value, unset[name].is_set) for name in names] == [
+        ("all", False), ("0", False)
+    ]  # fmt: skip
+    empty = settings.read_vllm({"VLLM_PLUGINS": ""})["VLLM_PLUGINS"]
+    assert (empty.value, empty.is_set) == ("", True)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_a_torch_that_does_not_import_is_a_line_not_a_traceback(tmp_path, arguments):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(
+        'raise ImportError("libcudart.so.13: cannot open\\nshared object file")\n'
+    )
+    done = run(*arguments, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr == ""
+    line = (
+        "the operator cannot run: torch does not import: "
+        "ImportError: libcudart.so.13: cannot open shared object file"
+    )
+    if not arguments:
+        assert done.stdout.splitlines()[-1] == line
+        return
+    report = json.loads(done.stdout)
+    assert (report["runs"], report["verdict"]) == (False, line)
+    assert report["versions"]["torch"]  # as it is installed
+    assert report["flags"]["HP_NORM_PLUGIN"]["value"] == "auto"
+
+
+def test_a_size_is_checked_without_torch_as_far_as_it_goes(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "torch_problem", lambda: "torch does not import: OSError: no")
+    assert command.parse(["--hidden-size", "65537"]).hidden_size == 65537
+    with pytest.raises(SystemExit):
+        command.parse(["--hidden-size", "0"])
+    assert "--hidden-size: must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_the_command_prints_json_and_its_status_follows_the_flag():
+    done = run("--json", "--device", "sm_100", HP_NORM_PLUGIN="0")
     report = json.loads(done.stdout)
     assert report["rule"]["device"] == "sm_100"
     assert report["flags"]["HP_NORM_PLUGIN"] == {"value": "0", "set": True, "warning": None}
@@ -138,5 +243,5 @@ def test_the_command_prints_json_and_its_status_follows_the_flag(monkeypatch):
 
 def test_every_fact_begins_in_the_same_column():
     lines = command.text(doctor.gather(1, 4096, "bfloat16", "sm_90")).split("\n\n")[0].splitlines()
-    column = max(len(name) for name in settings.read_all()) + 2
+    column = max(len(name) for name in doctor.flags()) + 2
     assert all(line[column - 2 : column] == "  " and line[column] != " " for line in lines)

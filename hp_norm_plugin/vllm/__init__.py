@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from hp_norm_plugin import settings
 from hp_norm_plugin.gpu import library_covers
-from hp_norm_plugin.vllm.host import Host, detect
+from hp_norm_plugin.vllm.host import Host, describe_foreign, detect
 
 # A child of vLLM's logger, so that the lines appear with vLLM's own format and level.
 logger = logging.getLogger("vllm.hp_norm")
@@ -28,6 +28,7 @@ class Registration:
 
 _registration: Registration | None = None
 _announced: Registration | None = None  # the one that was logged
+_warned: str | None = None  # what was said of other plugins
 
 
 def registration() -> Registration | None:
@@ -62,6 +63,21 @@ def announce() -> None:
     if logger.isEnabledFor(level):
         logger.log(level, "hp_norm: %s", _registration.reason)
         _announced = _registration
+
+
+def warn_of_others() -> None:
+    """Warn, once, of norms that another plugin has replaced.
+
+    One that registers its class after us is seen when a model is loaded. A registration without
+    an adapter has a line of its own, with the reason.
+    """
+    global _warned
+    if _registration is not None and _registration.adapter is None:
+        return
+    words = describe_foreign()
+    if words is not None and words != _warned:
+        logger.warning("hp_norm: %s; those layers are left to it", words)
+        _warned = words
 
 
 def _is_off() -> bool:
@@ -175,25 +191,33 @@ def _attach(planned: Registration, state: str) -> Registration:
 
 
 def _attach_all(planned: Registration, state: str) -> Registration:
-    from hp_norm_plugin.vllm import compile_cache, report
+    from hp_norm_plugin.vllm import compile_cache
 
     if planned.adapter == "layer":
         from hp_norm_plugin.vllm import layer
 
         if not layer.replace_layer("RMSNorm", layer.RMSNormLayer):
-            return Registration(None, "vLLM's RMSNorm belongs to another plugin; nothing changed")
+            _report_models("layer")
+            return Registration(None, f"{describe_foreign()}; nothing changed")
     if planned.adapter == "layer" or not _providers_say_all():
         compile_cache.register_in_key(f"{planned.adapter}-{state}")
     _replace_gemma()
-    try:
-        report.log_after_load(planned.adapter)
-    except Exception:
-        logger.exception("hp_norm: models will not be reported; they run as planned")
+    _report_models(planned.adapter)
+    warn_of_others()
     if planned.adapter == "ir":
         from hp_norm_plugin.vllm import ir_provider
 
         ir_provider.put_first()
     return planned
+
+
+def _report_models(adapter: str) -> None:
+    from hp_norm_plugin.vllm import report
+
+    try:
+        report.log_after_load(adapter)
+    except Exception:
+        logger.exception("hp_norm: models will not be reported; they run as planned")
 
 
 def _providers_say_all() -> bool:

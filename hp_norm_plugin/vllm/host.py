@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import dataclass
+from importlib import metadata
 
+ENTRY_POINT = "hp_norm"  # of the group vllm.general_plugins
+NORMS = ("RMSNorm", "GemmaRMSNorm")  # the names by which vLLM's layers are replaced
 IR_OPS = ("rms_norm", "fused_add_rms_norm")  # of vLLM's IR, that the operator provides
 
 
@@ -91,3 +94,38 @@ def detect() -> Host:
         has_ir=_has_ir(),
         has_layer=_has_layer(),
     )
+
+
+def why_not_loaded() -> str | None:
+    """Return why vLLM does not call this plugin at all, or None when it does."""
+    entry_points = metadata.entry_points(group="vllm.general_plugins")
+    if not any(entry.name == ENTRY_POINT for entry in entry_points):
+        return "the package is importable but not installed, so vLLM does not find its plugin"
+    # None where it is not set. Set to nothing, vLLM reads one empty name, and loads no plugin.
+    allowed = getattr(importlib.import_module("vllm.envs"), "VLLM_PLUGINS", None)
+    if allowed is not None and ENTRY_POINT not in allowed:
+        return f"VLLM_PLUGINS={','.join(allowed)} has no {ENTRY_POINT}, so vLLM does not load it"
+    return None
+
+
+def foreign_norms() -> dict[str, type]:
+    """Return the classes of other plugins that vLLM builds in place of its norms, by its names."""
+    custom_op = importlib.import_module("vllm.model_executor.custom_op")
+    replaced = getattr(custom_op, "op_registry_oot", {})
+    ours = __name__.partition(".")[0] + "."
+    return {
+        name: replaced[name]
+        for name in NORMS
+        if name in replaced and not replaced[name].__module__.startswith(ours)
+    }
+
+
+def full_name(cls: type) -> str:
+    """The name of a class with its module, for a log line."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def describe_foreign() -> str | None:
+    """The words for a log line on `foreign_norms`, or None where there are none."""
+    foreign = [f"{name} by {full_name(cls)}" for name, cls in foreign_norms().items()]
+    return f"another plugin has replaced {', '.join(foreign)}" if foreign else None

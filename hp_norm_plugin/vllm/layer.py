@@ -9,7 +9,6 @@ This module is imported only where an adapter needs it: it imports vLLM's layers
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -19,8 +18,6 @@ from vllm.model_executor.layers import layernorm
 
 from hp_norm_plugin import settings
 from hp_norm_plugin.vllm import policy
-
-logger = logging.getLogger("vllm.hp_norm")
 
 _round_before_weight = policy.round_before_weight()
 _scope = settings.read_flag(settings.SCOPE).value
@@ -142,18 +139,12 @@ def replace_layer(name: str, cls: type) -> bool:
     Returns
     -------
     bool
-        False, with one warning, when another plugin has replaced that layer already.
+        False when another plugin has replaced that layer already.
 
     """
     owner = custom_op.op_registry_oot.get(name)
-    if owner is cls:
-        return True
     if owner is not None:
-        logger.warning(
-            "hp_norm: %s was already replaced by %s.%s; it stays", name, owner.__module__,
-            owner.__qualname__,
-        )  # fmt: skip
-        return False
+        return owner is cls
     # register_oot renames the class to `name`, after which +rms_norm and -rms_norm in custom_ops
     # would no longer match it.
     known_as = cls.name

@@ -12,6 +12,7 @@ import torch
 
 from hp_norm_plugin import settings
 from hp_norm_plugin.checks import DTYPES, MAX_HIDDEN_SIZE, same_shape
+from hp_norm_plugin.vllm import quantization
 
 # A norm without a residual below this width is a per-head norm (q_norm and k_norm of Qwen3: 128,
 # Gemma 3: 256) or a latent one (kv_a_layernorm of DeepSeek: 512). Inductor fuses those with the
@@ -20,7 +21,7 @@ from hp_norm_plugin.checks import DTYPES, MAX_HIDDEN_SIZE, same_shape
 MIN_PLAIN_HIDDEN_SIZE = 1024
 
 # Quantisation of weights alone leaves the norm's output in bf16 or fp16, so there is no
-# norm + quantisation to fuse. For every other method there is, and it is worth more: a plain swap
+# norm + quantisation to fuse. For other methods there may be, and it is worth more: a plain swap
 # made decode of an online-FP8 Llama-3.1-8B 0.5-0.6 % slower (H200, 2026-11).
 WEIGHT_ONLY_QUANTIZATION = frozenset(
     {
@@ -45,6 +46,15 @@ def uses_inductor(vllm_config: Any) -> bool:
     return compilation.backend == "inductor" and mode is not None and int(mode) != 0
 
 
+def stand_aside_always() -> str | None:
+    """Return why every model of this process keeps vLLM's own norm, or None."""
+    import vllm.envs as envs
+
+    if getattr(envs, "VLLM_BATCH_INVARIANT", False):
+        return "batch-invariant mode (VLLM_BATCH_INVARIANT) runs vLLM's own kernels"
+    return None
+
+
 def stand_aside(vllm_config: Any) -> str | None:
     """Return why a whole model keeps vLLM's own norm, or None when it may run on the operator.
 
@@ -54,17 +64,23 @@ def stand_aside(vllm_config: Any) -> str | None:
         vLLM's `VllmConfig`, after its defaults were applied.
 
     """
-    import vllm.envs as envs
-
     if "-rms_norm" in vllm_config.compilation_config.custom_ops:
         return "custom_ops has -rms_norm"
-    if getattr(envs, "VLLM_BATCH_INVARIANT", False):
-        return "batch-invariant mode runs vLLM's own kernels"
+    return stand_aside_always() or _stand_aside_quantised(vllm_config)
+
+
+def _stand_aside_quantised(vllm_config: Any) -> str | None:
     model = vllm_config.model_config
-    quantization = None if model is None else model.quantization
-    if quantization is not None and str(quantization) not in WEIGHT_ONLY_QUANTIZATION:
-        return f"{quantization} quantisation fuses with the norm"
-    return None
+    method = None if model is None else model.quantization
+    if method is None:
+        return None
+    config = getattr(vllm_config, "quant_config", None)
+    weights_alone = str(method) in WEIGHT_ONLY_QUANTIZATION or (
+        str(method) == "compressed-tensors" and quantization.packs_weights_alone(config)
+    )
+    if weights_alone and not quantization.inputs_are_asked_for(config):
+        return None
+    return f"{method} quantisation may fuse with the norm"
 
 
 CONVERTED_WEIGHT = "converted weight (Inductor folds it into the norm)"

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from hp_norm_plugin import settings
-from hp_norm_plugin.vllm import announce, first_product, policy, token_ranges
+from hp_norm_plugin.vllm import announce, first_product, host, policy, token_ranges, warn_of_others
 
 logger = logging.getLogger("vllm.hp_norm")
 
 LOADER = "vllm.model_executor.model_loader.base_loader"
+REPLACED = "replaced by"
 
 
 def count_layers(model: torch.nn.Module, vllm_config: Any, adapter: str) -> dict[str, int]:
@@ -35,7 +36,8 @@ def count_layers(model: torch.nn.Module, vllm_config: Any, adapter: str) -> dict
     Returns
     -------
     dict
-        "operator" and, for those left to vLLM, the reason, each with its number of layers.
+        "operator" and, for those left to vLLM or to another plugin, the reason, each with its
+        number of layers.
 
     """
     from vllm.model_executor.layers import layernorm
@@ -43,30 +45,45 @@ def count_layers(model: torch.nn.Module, vllm_config: Any, adapter: str) -> dict
     gemma = getattr(layernorm, "GemmaRMSNorm", ())
     whole = policy.stand_aside_as_provider if adapter == "ir" else policy.stand_aside_as_layer
     reason = whole(vllm_config)
-    compiled = policy.uses_inductor(vllm_config)
-    scope = settings.read_flag(settings.SCOPE).value
-    dtype = vllm_config.model_config.dtype
-    model_hidden_size = vllm_config.model_config.get_hidden_size()
+    foreign = tuple(host.foreign_norms().values())
     counts: Counter[str] = Counter()
     for module in model.modules():
         if not isinstance(module, (layernorm.RMSNorm, gemma)):
             continue
-        why = reason
-        if why is None and getattr(module, "variance_size_override", None) is not None:
-            why = "variance_size_override"
-        if why is None and compiled:
-            weight_dtype = torch.float32 if isinstance(module, gemma) else module.weight.dtype
-            why = policy.decline_width(
-                module.weight.numel(), weight_dtype, dtype, scope, model_hidden_size
-            )
+        if isinstance(module, foreign):
+            why = f"{REPLACED} {host.full_name(type(module))}"
+        else:
+            why = reason or _why_left(module, vllm_config, adapter, isinstance(module, gemma))
         counts[why or "operator"] += 1
     return dict(counts)
+
+
+def _why_left(module: Any, vllm_config: Any, adapter: str, converts_weight: bool) -> str | None:
+    """Return why one layer of a model that runs on the operator does not, or None."""
+    if getattr(module, "variance_size_override", None) is not None:
+        return "variance_size_override"
+    if policy.uses_inductor(vllm_config):
+        model = vllm_config.model_config
+        weight_dtype = torch.float32 if converts_weight else module.weight.dtype
+        scope, width = settings.read_flag(settings.SCOPE).value, module.weight.numel()
+        hidden_size = model.get_hidden_size()
+        declined = policy.decline_width(width, weight_dtype, model.dtype, scope, hidden_size)
+        if declined is not None:
+            return declined
+    # vLLM looks layers up by the name of their class, and a subclass has another.
+    if adapter == "layer" and not hasattr(module, "hp_norm_host"):
+        return "a subclass, which is not replaced"
+    return None
 
 
 def describe(model_name: str, counts: dict[str, int]) -> str:
     """Return the log line for `count_layers`' result."""
     on = f"{counts.get('operator', 0)} of {sum(counts.values())} norm layers on the operator"
-    left = [f"{n} left to vLLM: {why}" for why, n in counts.items() if why != "operator"]
+    left = [
+        f"{n} left{'' if why.startswith(REPLACED) else ' to vLLM'}: {why}"
+        for why, n in counts.items()
+        if why != "operator"
+    ]
     return "; ".join([f"hp_norm: {model_name}: {on}", *left])
 
 
@@ -140,6 +157,7 @@ def _wrap(loader: type, adapter: str) -> None:
         announce()
         counts: dict[str, int] = {}
         try:
+            warn_of_others()
             counts = count_layers(model, vllm_config, adapter)
             if counts:
                 line = describe(type(model).__name__, counts)

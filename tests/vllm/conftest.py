@@ -28,6 +28,7 @@ def clean(monkeypatch):
         monkeypatch.delenv(flag.name, raising=False)
     platform = type(current_platform)
     monkeypatch.setattr(plugin, "_registration", None)
+    monkeypatch.setattr(plugin, "_warned", None)
     monkeypatch.setattr(envs, "environment_variables", dict(envs.environment_variables))
     monkeypatch.setattr(custom_op, "op_registry_oot", dict(custom_op.op_registry_oot))
     loader = base_loader.BaseModelLoader
@@ -90,6 +91,7 @@ def make_config():
         hidden_size=4096,
         architecture="LlamaForCausalLM",
         ends=None,
+        quant_config=None,
     ):
         return SimpleNamespace(
             compilation_config=SimpleNamespace(
@@ -106,6 +108,7 @@ def make_config():
                 hf_config=SimpleNamespace(architectures=[architecture]),
             ),
             parallel_config=SimpleNamespace(tensor_parallel_size=tp),
+            quant_config=quant_config,
         )
 
     return build

@@ -1,0 +1,55 @@
+"""What vLLM's quantisation configurations say of the inputs of a model's products.
+
+A model is decided on before it is built, so the configuration alone can tell. What it does not tell
+counts as quantised inputs: there vLLM may fuse the norm with the quantisation, and the operator
+would make the model slower.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# vLLM's variables that have the kernels of weight-only methods quantise their inputs after all.
+INPUT_VARIABLES = ("VLLM_MARLIN_INPUT_DTYPE", "VLLM_HUMMING_INPUT_QUANT_CONFIG")
+
+
+def inputs_are_asked_for(config: Any) -> bool:
+    """Return whether the user has inputs quantised beside what the checkpoint says.
+
+    Parameters
+    ----------
+    config
+        vLLM's `QuantizationConfig`, or None.
+
+    """
+    import vllm.envs as envs
+
+    # vLLM 0.32 quantises layers while it loads them, where a checkpoint has left them as they are.
+    online = getattr(config, "online_quantization_config", None)
+    return online is not None or any(getattr(envs, name, None) for name in INPUT_VARIABLES)
+
+
+def packs_weights_alone(config: Any) -> bool:
+    """Return whether compressed-tensors has nothing but packed integer weights (W4A16, W8A16).
+
+    They run on the kernels of AWQ and GPTQ. Its other formats without input activations (FP8, NVFP4
+    and MXFP4 weights) were not measured, and its transforms put kernels behind the norm.
+
+    Parameters
+    ----------
+    config
+        vLLM's `CompressedTensorsConfig`, or None where there is none to look at.
+
+    """
+    schemes = getattr(config, "target_scheme_map", None)
+    if not schemes or getattr(config, "transform_config", None) is not None:
+        return False
+    return all(_is_packed(scheme or {}, config.quant_format) for scheme in schemes.values())
+
+
+def _is_packed(scheme: dict[str, Any], model_format: str | None) -> bool:
+    # As vLLM does: a group of layers without a format of its own has the model's.
+    packed = (scheme.get("format") or model_format) == "pack-quantized"
+    integers = getattr(scheme.get("weights"), "type", None) == "int"
+    activations = (scheme.get("input_activations"), scheme.get("output_activations"))
+    return packed and integers and activations == (None, None)
