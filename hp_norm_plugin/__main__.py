@@ -6,6 +6,7 @@ Exits with 0 when it will, with 1 when it will not.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -72,7 +73,9 @@ def text(report: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Print the report and return the exit status."""
     args = parse(argv)
-    report = doctor.gather(args.num_tokens, args.hidden_size, args.dtype, args.device)
+    # vLLM logs to stdout when it is imported; the report is to be all that is there.
+    with contextlib.redirect_stdout(sys.stderr):
+        report = doctor.gather(args.num_tokens, args.hidden_size, args.dtype, args.device)
     print(json.dumps(report, indent=1) if args.json else text(report))
     return 0 if report["runs"] else 1
 

