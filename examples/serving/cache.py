@@ -48,7 +48,7 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
 
 def _look(engine: Any, setting: str, args: argparse.Namespace) -> dict[str, Any]:
     work = {"batch": 1, "input_len": args.input_len, "seed": args.seed}
-    length = min(args.output_len, decode_profile.OUTPUT_LEN)
+    length = decode_profile.output_len(args)
     state = engine.ask("state")
     tokens = engine.ask("measure", output_len=length, **work)["tokens"]
     profile = engine.ask("profile", output_len=length, **work)

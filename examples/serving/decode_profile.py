@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 from serving import stats
 
-OUTPUT_LEN = 17  # the most tokens of a profiled request: its prefill and 16 decode steps
+MOST_TOKENS = 17  # of a profiled request: its prefill and 16 decode steps
 KEPT = 20  # kernels of a profile that are written down, the longest
+
+
+def output_len(args: argparse.Namespace) -> int:
+    """Return how many tokens a profiled request generates."""
+    return min(args.output_len, MOST_TOKENS)
 
 
 def take(

@@ -239,7 +239,7 @@ def look(
             with alone(engine, args):
                 profile = engine.ask(
                     "profile", batch=batch, input_len=args.input_len, seed=args.seed,
-                    output_len=min(args.output_len, decode_profile.OUTPUT_LEN),
+                    output_len=decode_profile.output_len(args),
                 )  # fmt: skip
             profiles.append({"plugin": name, "batch": batch, **decode_profile.summarised(profile)})
     return {"rows": rows, "profiles": profiles, "state": state}

@@ -89,7 +89,7 @@ def bench(
 
 def look(server: Server, model: Model, args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Return what one request generates, greedily, and a profile of its decode steps."""
-    length = min(args.output_len, decode_profile.OUTPUT_LEN)
+    length = decode_profile.output_len(args)
 
     def generate(tokens: int) -> str:
         body = {
