@@ -1,8 +1,9 @@
-"""The README's words about served models, against what the runs left in docs/gpu."""
+"""The README's words about served models and building, against what runs left in docs."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,3 +124,11 @@ def test_the_readme_says_what_cards_gained():
     least, most = (f"{100 - 100 * ratio:.1f}" for ratio in (max(others), min(others)))
     gained = f"{100 - 100 * best:.1f} % of a token's time on one card, {least} to {most} % on six"
     assert len(others) == 6 and gained in README
+
+
+def test_the_readme_says_what_building_took():
+    text = (ROOT / "docs" / "2026-11-28-building.txt").read_text()
+    minutes, seconds = re.search(r"real\t(\d+)m([\d.]+)s", text).groups()
+    size = int(re.search(r"(\d+) libhp_norm_cuda.so", text)[1])
+    words = f"{minutes} min {float(seconds):.0f} s on two cores, and the CUDA library for six"
+    assert words in README and f"and PTX has {size / 1e6:.1f} MB" in README
