@@ -47,12 +47,12 @@ def is_peer(frame: pd.DataFrame) -> pd.Series:
     return frame["provider"].isin(PEERS) | (on_cpu & frame["provider"].isin(CPU_PEERS))
 
 
-def ours_against_peers(frame: pd.DataFrame) -> pd.DataFrame:
-    """One line per cell in which we and at least one peer have a time.
+def our_cells(frame: pd.DataFrame) -> pd.DataFrame:
+    """One line per cell in which we have a time.
 
-    Columns: the cell's key, ``us`` (ours), ``best_peer``, ``best_peer_us``, ``copy_us``, ``rule``
-    and ``us_spread``, and the ratios ``ratio_to_peer`` and ``ratio_to_copy`` (above 1: we are
-    faster).
+    Columns: the cell's key; ``us`` (ours), ``best_peer_us`` and ``copy_us`` in microseconds a call;
+    ``us_spread``, ``rule`` and ``best_peer``; and the ratios ``ratio_to_peer`` and
+    ``ratio_to_copy`` (above 1: we are faster).  What no peer, or no copy, was timed for is NaN.
     """
     timed = frame[frame["status"] == OK]
     ours = timed[timed["provider"] == OURS].set_index(KEY)[["us", "us_spread", "rule"]]
@@ -60,10 +60,15 @@ def ours_against_peers(frame: pd.DataFrame) -> pd.DataFrame:
     best = of_peers.drop_duplicates(KEY).set_index(KEY)[["provider", "us"]]
     copy = timed[timed["provider"] == COPY].set_index(KEY)["us"].rename("copy_us")
     best.columns = ["best_peer", "best_peer_us"]
-    cells = ours.join(best, how="inner").join(copy).reset_index()
+    cells = ours.join(best).join(copy).reset_index()
     cells["ratio_to_peer"] = cells["best_peer_us"] / cells["us"]
     cells["ratio_to_copy"] = cells["copy_us"] / cells["us"]
     return cells.sort_values(KEY, kind="stable").reset_index(drop=True)
+
+
+def ours_against_peers(frame: pd.DataFrame) -> pd.DataFrame:
+    """The lines of ``our_cells`` in which at least one peer has a time, too."""
+    return our_cells(frame).dropna(subset=["best_peer_us"]).reset_index(drop=True)
 
 
 @dataclass(frozen=True)

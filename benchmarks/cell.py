@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +25,8 @@ UNSTEADY = "unsteady: does another process use this GPU?"
 # of 1995 (H200, 2026-11-28).
 GPU_CALM_SPREAD = 0.05
 MEASURED_AGAIN = 2  # at the most
+
+Untimed = dict[str, tuple[str, str]]  # by provider without a time: its row's status, and the reason
 
 
 @dataclass
@@ -80,18 +82,22 @@ def run(
 ) -> list[Row]:
     """Measure one case; one row per provider, in the order given, the unavailable ones last."""
     plan = bench.plan(case)
-    reasons = dict(unavailable or {})
-    failures: dict[str, str] = {}
+    untimed: Untimed = {name: (SKIPPED, reason) for name, reason in (unavailable or {}).items()}
+    names = [provider.name for provider in providers]
     times: dict[str, list[float]] = {}
     clocks: list[tuple[int | None, int | None]] = [(None, None)]
     needed, free = plan.bytes_needed(case), bench.free_bytes(bench.device)
     if needed > free:
         text = f"not enough memory: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-        reasons |= {provider.name: text for provider in providers}
+        untimed |= dict.fromkeys(names, (SKIPPED, text))
     else:
-        times, failures = _time(bench, case, providers, plan, clocks)
+        try:
+            times, without = _time(bench, case, providers, plan, clocks)
+            untimed |= without
+        except torch.OutOfMemoryError as error:  # somebody else may have taken it meanwhile
+            untimed |= dict.fromkeys(names, _no_memory(error))
         bench.clock.release()
-    return _rows(bench, case, plan, providers, times, failures, reasons, clocks[-1])
+    return _rows(bench, case, plan, providers, times, untimed, clocks[-1])
 
 
 def _time(
@@ -100,21 +106,23 @@ def _time(
     providers: Sequence[Provider],
     plan: timing.Plan,
     clocks: list[tuple[int | None, int | None]],
-) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Times by provider and, for those that have none, what went wrong."""
+) -> tuple[dict[str, list[float]], Untimed]:
+    """Times by provider and who has none; appends to ``clocks``, SM and memory in MHz."""
     sets = timing.InputSets(case, plan, bench.device)
-    replays, failures = _prepare(bench, case, providers, sets, plan)
+    replays, untimed = _prepare(bench, case, providers, sets, plan)
     if not replays:
-        return {}, failures
-    read_clocks = functools.partial(_append_reading, clocks, bench.clocks)
+        return {}, untimed
     attempts = []
     for _ in range(1 + MEASURED_AGAIN):
         attempts.append(
-            stopwatch.measure(replays, sets, plan, bench.clock, bench.repeats, read_clocks)
-        )
+            stopwatch.measure(
+                replays, sets, plan, bench.clock, bench.repeats,
+                while_running=lambda: clocks.append(bench.clocks.read()),
+            )
+        )  # fmt: skip
         if _worst_spread(attempts[-1]) <= bench.calm_spread:
             break
-    return min(attempts, key=_worst_spread), failures
+    return min(attempts, key=_worst_spread), untimed
 
 
 def _worst_spread(times: Mapping[str, Sequence[float]]) -> float:
@@ -123,10 +131,8 @@ def _worst_spread(times: Mapping[str, Sequence[float]]) -> float:
     return max(spreads, default=0.0)
 
 
-def _append_reading(
-    readings: list[tuple[int | None, int | None]], clocks: environment.Clocks
-) -> None:
-    readings.append(clocks.read())
+def _no_memory(error: Exception) -> tuple[str, str]:
+    return SKIPPED, one_line(f"not enough memory: {error}")
 
 
 def _prepare(
@@ -135,20 +141,22 @@ def _prepare(
     providers: Sequence[Provider],
     sets: timing.InputSets,
     plan: timing.Plan,
-) -> tuple[dict[str, stopwatch.Replay], dict[str, str]]:
+) -> tuple[dict[str, stopwatch.Replay], Untimed]:
     """Check and prepare each provider; what raises or is wrong is left out, with the reason."""
-    replays, failures = {}, {}
+    replays, untimed = {}, {}
     for provider in providers:
         try:
             call = provider.bind(case)
             wrong = check.failure(provider.name, call, sets) if provider.is_norm else ""
             if wrong:
-                failures[provider.name] = wrong
+                untimed[provider.name] = FAILED, wrong
                 continue
             replays[provider.name] = bench.clock.prepare(call, sets, plan)
+        except torch.OutOfMemoryError as error:
+            untimed[provider.name] = _no_memory(error)
         except Exception as error:  # whatever a peer raises, the other rows still run
-            failures[provider.name] = one_line(f"{type(error).__name__}: {error}")
-    return replays, failures
+            untimed[provider.name] = FAILED, one_line(f"{type(error).__name__}: {error}")
+    return replays, untimed
 
 
 def _rows(
@@ -157,19 +165,18 @@ def _rows(
     plan: timing.Plan,
     providers: Sequence[Provider],
     times: Mapping[str, Sequence[float]],
-    failures: Mapping[str, str],
-    reasons: Mapping[str, str],
+    untimed: Untimed,
     clocks: tuple[int | None, int | None],
 ) -> list[Row]:
     versions = {provider.name: provider.version for provider in providers}
-    medians = {name: stats.median(samples) for name, samples in times.items()}
+    medians = {name: statistics.median(samples) for name, samples in times.items()}
     copy = medians.get(COPY)
 
     def row(name: str) -> Row:
         us = medians.get(name)
         moves_bytes = us is not None and name != EMPTY
-        status = OK if us is not None else FAILED if name in failures else SKIPPED
         unsteady = moves_bytes and not bench.is_steady(times[name])
+        status, reason = untimed.get(name, (OK, UNSTEADY if unsteady else ""))
         env = bench.environment
         return Row(
             commit=env.commit,
@@ -193,7 +200,7 @@ def _rows(
             ratio_to_copy=copy / us if moves_bytes and copy is not None else None,
             rule=rule_of(case, bench.device) if name == OURS and us is not None else "",
             status=status,
-            reason=failures.get(name) or reasons.get(name) or (UNSTEADY if unsteady else ""),
+            reason=reason,
         )
 
-    return [row(name) for name in dict.fromkeys([*versions, *reasons])]
+    return [row(name) for name in dict.fromkeys([*versions, *untimed])]

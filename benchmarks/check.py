@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.provider import EPS, Call
-from benchmarks.providers import OURS
+from benchmarks.providers import CANDIDATE, OURS
 from benchmarks.timing import InputSets
 
 # Rows are independent, so the float32 temporaries of the reference need not cover all of them.
@@ -106,7 +106,8 @@ def against_contract(call: Call, sets: InputSets) -> tuple[Difference, Differenc
 
 def failure(provider: str, call: Call, sets: InputSets) -> str:
     """Why the provider's result is not acceptable; the empty text when it is."""
-    tolerance = STRICT if provider == OURS or provider.startswith("candidate:") else PEER
+    is_ours = provider == OURS or provider.startswith(CANDIDATE)
+    tolerance = STRICT if is_ours else PEER
     out, residual = against_contract(call, sets)
     if residual.max_ulp > tolerance.residual_ulp:
         return (

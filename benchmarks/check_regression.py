@@ -1,7 +1,8 @@
 """``make bench-check OLD=... NEW=...``: name every cell that lost more than 3 %.
 
 Compared are ratios, to the copy and to the best peer of the same file, never times: two runs of
-one binary on two machines, or on one machine at two clocks, then agree.
+one binary on two machines, or on one machine at two clocks, then agree.  A file without peers (ours
+and the copy) is compared by its ratio to the copy.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks import analysis, records, terminal
+from benchmarks.providers import OURS
 
 MAX_LOSS = 0.03
 RATIOS = {"ratio_to_copy": "the copy", "ratio_to_peer": "the best peer"}
@@ -35,25 +37,55 @@ class Loss:
         return f"{self.cell}: ratio to {self.to} {self.old:.3f} -> {self.new:.3f} ({change:+.1%})"
 
 
-def compare(
-    old: pd.DataFrame, new: pd.DataFrame, max_loss: float = MAX_LOSS
-) -> tuple[list[Loss], int, int]:
-    """Losses, worst first; how many cells were compared; how many of OLD are not in NEW."""
-    cells = [analysis.ours_against_peers(analysis.latest(frame)) for frame in (old, new)]
-    both = cells[0].merge(cells[1], on=_CELL, suffixes=("_old", "_new"))
-    losses = []
+@dataclass(frozen=True)
+class Comparison:
+    """What became of the cells of OLD in NEW.
+
+    ``losses``, worst first; ``failed``, the cells that ours raised or was wrong in, with the
+    reason; how many were compared by a ratio, and how many of OLD were not.
+    """
+
+    losses: list[Loss]
+    failed: list[str]
+    compared: int
+    missing: int
+
+
+def _name(cell: tuple) -> str:
+    return f"{cell.op} {cell.dtype} {cell.num_tokens} x {cell.hidden_size} {cell.protocol}"
+
+
+def compare(old: pd.DataFrame, new: pd.DataFrame, max_loss: float = MAX_LOSS) -> Comparison:
+    """Compare the newest commit of two results.
+
+    Raises
+    ------
+    ValueError
+        If a cell is in one of them more than once: it then has results of several devices.
+
+    """
+    old, new = analysis.latest(old), analysis.latest(new)
+    before, after = analysis.our_cells(old), analysis.our_cells(new)
+    both = before.merge(after, on=_CELL, suffixes=("_old", "_new"), validate="one_to_one")
+    losses, compared = [], 0
     for cell in both.itertuples():
-        name = f"{cell.op} {cell.dtype} {cell.num_tokens} x {cell.hidden_size} {cell.protocol}"
-        for column, to in RATIOS.items():
-            before, after = getattr(cell, f"{column}_old"), getattr(cell, f"{column}_new")
-            if after < before * (1 - max_loss):
-                losses.append(Loss(name, to, before, after))
+        ratios = {to: (getattr(cell, f"{column}_old"), getattr(cell, f"{column}_new"))
+                  for column, to in RATIOS.items()}  # fmt: skip
+        compared += any(was > 0 and now > 0 for was, now in ratios.values())  # neither is NaN
+        losses += [
+            Loss(_name(cell), to, was, now)
+            for to, (was, now) in ratios.items()
+            if now < was * (1 - max_loss)
+        ]
     losses.sort(key=lambda loss: loss.new / loss.old)
-    return losses, len(both), len(cells[0]) - len(both)
+    broken = new[(new["provider"] == OURS) & (new["status"] == records.FAILED)]
+    broken = before[_CELL].merge(broken, on=_CELL)
+    failed = [f"{_name(cell)}: {cell.reason}" for cell in broken.itertuples()]
+    return Comparison(losses, failed, compared, len(before) - compared)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; 0 without losses, 1 with some, 2 when nothing could be compared."""
+    """Entry point; 0 without losses and failures, 1 with some, 2 when nothing was compared."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.check_regression")
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
@@ -61,22 +93,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     console = terminal.console()
     try:
-        losses, compared, missing = compare(
-            records.read([args.old]), records.read([args.new]), args.max_loss
-        )
+        found = compare(records.read([args.old]), records.read([args.new]), args.max_loss)
     except (ValueError, OSError) as error:
         console.print(str(error), style="red", markup=False)
         return 2
-    for loss in losses:
-        console.print(str(loss), style="red", markup=False, highlight=False)
-    if missing:
-        console.print(f"{missing} cells of {args.old} are not in {args.new}", style="yellow")
-    if not compared:
+    for text in [*map(str, found.losses), *(f"FAILED: {cell}" for cell in found.failed)]:
+        console.print(text, style="red", markup=False, highlight=False)
+    if found.missing:
+        text = f"{found.missing} cells of {args.old} have no ratio to compare in {args.new}"
+        console.print(text, style="yellow", markup=False)
+    if not found.compared and not found.failed:
         console.print("no cell is in both files, nothing was compared", style="red")
         return 2
-    cells = len({loss.cell for loss in losses})
-    console.print(f"{compared} cells compared, {cells} lost more than {args.max_loss:.0%}")
-    return 1 if losses else 0
+    cells = len({loss.cell for loss in found.losses})
+    console.print(f"{found.compared} cells compared, {cells} lost more than {args.max_loss:.0%}")
+    return 1 if found.losses or found.failed else 0
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import TypeVar
 import pandas as pd
 
 from benchmarks import shapes, tune
+from benchmarks.providers import CANDIDATE
 from hp_norm_plugin import rules
 
 RULE_PRICE = 0.03  # in logarithms of time: a rule has to win 3 % at one shape, or 1 % at three
@@ -63,15 +64,25 @@ class Choice:
 
 
 def read(path: Path, op: str) -> Losses:
-    """What each configuration loses to the best of its shape on one card, as a logarithm."""
+    """What each configuration loses to the best of its shape on one card, as a logarithm.
+
+    Raises
+    ------
+    ValueError
+        If the file is neither of the two kinds of CSV, which names the file.
+
+    """
     frame = pd.read_csv(path)
+    sizes = ["vecs_per_thread", "rows_per_cta", "ctas_per_row", "options"]
+    columns = {"op", "num_tokens", "hidden_size", "us"}
+    if not (columns | {"provider"} <= {*frame} or columns | {*sizes} <= {*frame}):
+        raise ValueError(f"{path}: neither of benchmarks/sweep.cu nor of benchmarks.tune")
     frame = frame[(frame["op"] == op) & frame["us"].notna()]
     if "provider" in frame:
-        frame = frame[frame["provider"].str.startswith(f"{tune.PREFIX}{VEC_BYTES}B")]
+        frame = frame[frame["provider"].str.startswith(f"{CANDIDATE}{VEC_BYTES}B")]
         configs = frame["provider"].map(lambda name: astuple(tune.config_of(name))[1:])
     else:
-        columns = ["vecs_per_thread", "rows_per_cta", "ctas_per_row", "options"]
-        configs = pd.Series(list(frame[columns].itertuples(index=False, name=None)), frame.index)
+        configs = pd.Series(list(frame[sizes].itertuples(index=False, name=None)), frame.index)
     found: dict[tuple[int, int], dict[Config, float]] = {}
     for tokens, width, config, us in zip(
         frame["num_tokens"], frame["hidden_size"], configs, frame["us"], strict=True
@@ -196,13 +207,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--robust-tokens", type=int, default=ROBUST_TOKENS)
     parser.add_argument("--evidence", default="kSweep", help="its name in the table")
     args = parser.parse_args(arguments)
-    losses = merge([read(path, args.op) for path in args.sweeps], args.robust_tokens)
-    if not losses:
-        print(f"choose: no {args.op} in {', '.join(map(str, args.sweeps))}", file=sys.stderr)
-        return 2
     try:
+        losses = merge([read(path, args.op) for path in args.sweeps], args.robust_tokens)
+        if not losses:
+            raise ValueError(f"no {args.op} in {', '.join(map(str, args.sweeps))}")
         choices = choose(losses, args.price)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"choose: {error}", file=sys.stderr)
         return 2
     most = max(choice.num_tokens for choice in choices)

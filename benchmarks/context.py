@@ -48,7 +48,7 @@ from benchmarks import (
 )
 from benchmarks.decoder import LAYERS, NORMS_PER_LAYER, Chain
 from benchmarks.provider import Call, Outputs, Provider, one_line
-from benchmarks.shapes import DTYPES, Case
+from benchmarks.shapes import DTYPES, Case, positive_int
 
 GRAPHS_PER_PROVIDER = 4
 NO_NORM = "products only"
@@ -83,7 +83,7 @@ def measure(
     norms = LAYERS * NORMS_PER_LAYER
 
     def per_norm(key: tuple[str, int]) -> float:
-        return stats.median([read() for read in pending[key]]) / norms
+        return statistics.median(read() for read in pending[key]) / norms
 
     def mean_and_error(name: str) -> tuple[float, float]:
         copies = [per_norm((name, copy)) for copy in range(GRAPHS_PER_PROVIDER)]
@@ -198,8 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.context", description=__doc__)
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
-    parser.add_argument("--tokens", nargs="+", type=int, default=[1, 8, 32, 128, 512])
-    parser.add_argument("--hidden", nargs="+", type=int, default=[2048, 4096, 8192])
+    parser.add_argument("--tokens", nargs="+", type=positive_int, default=[1, 8, 32, 128, 512])
+    parser.add_argument("--hidden", nargs="+", type=positive_int, default=[2048, 4096, 8192])
     parser.add_argument("--providers", nargs="*", default=[providers.OURS, *providers.PEERS])
     parser.add_argument("--configs", default=None, help="also time configurations so named")
     parser.add_argument("--options", nargs="+", default=[], help="in every subset of these")
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--past", type=int, default=0, help="tokens to attend to: with attention and the gate"
     )
-    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--repeats", type=positive_int, default=11)
     parser.add_argument("--out", type=Path, required=True, help="CSV to append to")
     args = parser.parse_args(arguments)
     console = terminal.console()

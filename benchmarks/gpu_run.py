@@ -74,6 +74,8 @@ def _starts(name: str, *arguments: str, starts: int) -> Job:
 # In the order in which they start: the longest first.
 JOBS = (
     Job("fused-bf16", (*GRID, "--op", "fused_add", *BF16, "--out", "{out}/fused-bf16.csv"), 420),
+    Job("fused-fp16", (*GRID, "--op", "fused_add", "--dtype", "fp16", "--out",
+                       "{out}/fused-fp16.csv"), 420),
     Job("plain-bf16", (*GRID, "--op", "plain", *BF16, "--out", "{out}/plain-bf16.csv"), 420),
     Job("tests", (*PYTEST, "-m", "gpu and not sanitizer"), 180),
     Job("dtypes", (*GRID, "--op", "fused_add", "plain", "--dtype", "bf16", "fp16", "--providers",

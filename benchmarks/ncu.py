@@ -9,7 +9,6 @@ NVreg_RestrictProfilingToAdminUsers=0.
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import shutil
 import subprocess
@@ -23,8 +22,9 @@ from rich.table import Table
 
 from benchmarks import providers, shapes, terminal, timing
 from benchmarks.environment import ROOT
-from benchmarks.provider import UnavailableError, one_line
+from benchmarks.provider import one_line
 from benchmarks.providers import OURS
+from benchmarks.shapes import positive_int
 
 _STALL = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
 STALLS = ("long_scoreboard", "barrier", "lg_throttle", "short_scoreboard", "membar", "wait")
@@ -68,34 +68,24 @@ def parse(text: str) -> pd.DataFrame:
     Raises
     ------
     ProfileError
-        When the output holds no table.
+        When the output holds no table; with ncu's error and the last line of the profiled process.
 
     """
-    lines = text.splitlines()
+    lines = [line for line in text.splitlines() if line.strip()]
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if start is None:
-        reason = next((line for line in lines if "==ERROR==" in line), "no table in its output")
-        raise ProfileError(one_line(f"ncu: {reason}"))
-    header, _units, *data = csv.reader(io.StringIO("\n".join(lines[start:])))
-    rows = []
-    for values in data:
-        if len(values) != len(header):
-            continue
-        named = dict(zip(header, values, strict=True))
-        row: dict[str, object] = {"kernel": named["Kernel Name"]}
-        for column, (metric, factor) in METRICS.items():
-            number = named.get(metric, "").replace(",", "")
-            row[column] = float(number) * factor if _is_number(number) else float("nan")
-        rows.append(row)
-    return pd.DataFrame(rows, columns=["kernel", *METRICS])
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        errors = [line for line in lines if line.startswith("==ERROR==")]
+        said = [line for line in lines if not line.startswith("==")]
+        reason = "; ".join([*errors[:1], *said[-1:]])
+        raise ProfileError(one_line(f"ncu: {reason or 'no table in its output'}"))
+    header, _units, *data = (line for line in lines[start:] if line.startswith('"'))
+    raw = pd.read_csv(io.StringIO("\n".join([header, *data])), thousands=",")
+    found = raw[["Kernel Name"]].set_axis(["kernel"], axis=1)
+    for column, (metric, factor) in METRICS.items():
+        # A metric that this GPU or this ncu does not have is no column, or "n/a".
+        values = raw.get(metric, pd.Series(float("nan"), raw.index))
+        found[column] = pd.to_numeric(values, errors="coerce") * factor
+    return found
 
 
 def profile(provider: str, case: shapes.Case, protocol: str) -> pd.DataFrame:
@@ -159,8 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ncu", description=__doc__)
     parser.add_argument("--op", choices=shapes.OPS, default="fused_add")
     parser.add_argument("--dtype", choices=tuple(shapes.DTYPES), default="bf16")
-    parser.add_argument("--tokens", nargs="+", type=int, default=[1, 64, 1024, 4096])
-    parser.add_argument("--hidden", nargs="+", type=int, default=[4096, 8192])
+    parser.add_argument("--tokens", nargs="+", type=positive_int, default=[1, 64, 1024, 4096])
+    parser.add_argument("--hidden", nargs="+", type=positive_int, default=[4096, 8192])
     parser.add_argument("--providers", nargs="+", default=[OURS, "flashinfer_cute", "inductor"])
     parser.add_argument("--protocol", choices=("cached", "cold"))
     parser.add_argument("--out", type=Path, help="write the counters to this CSV too")
@@ -177,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             protocol = args.protocol or timing.protocol_for(case.num_tokens)
             try:
                 found.append(profile(name, case, protocol))
-            except (ProfileError, UnavailableError) as error:
+            except ProfileError as error:
                 console.print(f"{name}, {case}: {error}", style="red", markup=False)
     if not found:
         return 2

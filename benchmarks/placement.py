@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks import decoder, providers, step_profile, stopwatch, terminal, tune
 from benchmarks.provider import Call
-from benchmarks.shapes import Case
+from benchmarks.shapes import Case, positive_int
 from hp_norm_plugin import first_gpc
 from hp_norm_plugin.first_gpc import GPCS
 from hp_norm_plugin.vllm import probe
@@ -177,13 +177,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.placement", description=__doc__)
     parser.add_argument("library", type=Path, help="benchmarks/placement.cu, compiled")
-    parser.add_argument("--tokens", nargs="+", type=int, default=[1, 8, 32])
-    parser.add_argument("--hidden", type=int, default=4096)
-    parser.add_argument("--columns", type=int, default=28672)
+    parser.add_argument("--tokens", nargs="+", type=positive_int, default=[1, 8, 32])
+    parser.add_argument("--hidden", type=positive_int, default=4096)
+    parser.add_argument("--columns", type=positive_int, default=28672)
     parser.add_argument("--configs", nargs="*", default=[], help="as benchmarks.tune names them")
     parser.add_argument("--first-gpcs", nargs="*", type=int, default=list(range(GPCS)),
                         help="of the norm as its rules launch it")  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--repeats", type=positive_int, default=40)
     args = parser.parse_args(arguments)
     console = terminal.console()
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):

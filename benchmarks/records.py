@@ -16,10 +16,13 @@ OK, SKIPPED, FAILED = "ok", "skipped", "failed"
 class Row:
     """A measurement, or the reason why there is none.
 
-    ``us`` is the median time of one call in microseconds, ``us_spread`` the interquartile range
-    over the median, ``ratio_to_copy`` the copy's time over this time (1 is the copy's bandwidth,
-    more is better).  ``status`` is ``ok``, ``skipped`` (not available) or ``failed`` (raised, or
-    its result did not pass the check); ``reason`` says why when it is not ``ok``.
+    ``date`` is the start of the run, the clocks were read under load.  ``us`` is the median time of
+    one call in microseconds, ``us_spread`` the interquartile range over the median, ``gb_per_s``
+    the bytes that a call has to move (``Case.traffic_bytes``) over ``us``, in 10^9 bytes a second;
+    ``ratio_to_copy`` is the copy's time over ``us`` (1 is the copy's bandwidth, more is better).
+    ``rule`` is the launch rule that ours took.  ``status`` is ``ok``, ``skipped`` (not available,
+    or not enough memory) or ``failed`` (raised, or its result did not pass the check); ``reason``
+    says why, and of an ``ok`` row that its spread is suspicious.
     """
 
     commit: str

@@ -129,7 +129,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     if not found:
         console.print(f"no results in {RESULTS}: `make bench` writes them", markup=False)
     if left_out:
-        console.print(f"{left_out} rows left out: of an older commit, or of a forced protocol")
+        reasons = "of an older commit, of another machine of the name, or of a forced protocol"
+        console.print(f"{left_out} rows left out: {reasons}")
     print_bounds(console, found)
     for path, text in changed.items():
         console.print(f"{'stale' if args.check else 'rewritten'}: {path.relative_to(root)}")

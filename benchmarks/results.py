@@ -33,17 +33,22 @@ class Results:
     dtypes: pd.DataFrame
 
     def part(self, op: str, dtype: str) -> pd.DataFrame:
-        """The cells of one operator and dtype, under the protocol their size is judged by."""
-        cells = self.cells
-        return cells[(cells["op"] == op) & (cells["dtype"] == dtype)]
+        """The cells of one operator and dtype in which a peer was timed, too."""
+        return _of(self.cells, op, dtype)
+
+    def without_peers(self, op: str, dtype: str) -> pd.DataFrame:
+        """The cells of one operator and dtype of the process that had no peers in it."""
+        return _of(analysis.our_cells(analysis.in_grid(self.dtypes)), op, dtype)
 
     def times(self, op: str, dtype: str) -> pd.DataFrame:
         """Microseconds by (num_tokens, hidden_size), one column per provider."""
-        rows = self.rows
-        chosen = rows[(rows["op"] == op) & (rows["dtype"] == dtype)]
-        return chosen.pivot_table(
+        return _of(self.rows, op, dtype).pivot_table(
             index=["num_tokens", "hidden_size"], columns="provider", values="us", sort=True
         )
+
+
+def _of(frame: pd.DataFrame, op: str, dtype: str) -> pd.DataFrame:
+    return frame[(frame["op"] == op) & (frame["dtype"] == dtype)]
 
 
 def load(paths: Iterable[Path], dtype_paths: Iterable[Path] = ()) -> dict[str, Results]:

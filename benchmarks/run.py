@@ -1,8 +1,8 @@
 """``make bench``: time every provider over the grid and append the rows to a CSV.
 
-The whole bf16 grid on one GPU: ``python -m benchmarks.run``.  A part of it: ``--tokens``,
-``--hidden``, ``--shard K/N``; ``--resume`` goes on where a run was cut short.  The CPU operator
-against vLLM's and torch's own: ``python -m benchmarks.run --device cpu``.
+The whole grid, both operators in bf16 and fp16, on one GPU: ``python -m benchmarks.run``.  Part of
+it: ``--op``, ``--dtype``, ``--tokens``, ``--hidden``, ``--shard K/N``.  ``--resume`` goes on where
+a run was cut short.  The CPU operator against vLLM's and torch's own: ``--device cpu``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,18 @@ import torch
 from rich.console import Console
 from rich.logging import RichHandler
 
-from benchmarks import cell, compile_ahead, environment, providers, records, shapes, terminal
+from benchmarks import (
+    cell,
+    compile_ahead,
+    environment,
+    providers,
+    records,
+    results,
+    shapes,
+    terminal,
+    timing,
+)
+from benchmarks.shapes import positive_int
 
 RESULTS = environment.ROOT / "benchmarks" / "results"
 
@@ -33,8 +44,8 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument(
         "--dtype", nargs="+", choices=tuple(shapes.DTYPES), help="default: bf16 and fp16"
     )
-    parse.add_argument("--tokens", nargs="+", type=_positive, help="default: 1 to 16384")
-    parse.add_argument("--hidden", nargs="+", type=_positive, help="default: 1024 to 32768")
+    parse.add_argument("--tokens", nargs="+", type=positive_int, help="default: 1 to 16384")
+    parse.add_argument("--hidden", nargs="+", type=positive_int, help="default: 1024 to 32768")
     parse.add_argument(
         "--founding", action="store_true",
         help="4096 tokens at every multiple of 1024; default: the fused add in bf16",
@@ -47,9 +58,9 @@ def parser() -> argparse.ArgumentParser:
         "--protocol", choices=("cached", "cold"), help="default: cached below 512 tokens"
     )
     parse.add_argument("--shard", help="K/N: this part of the hidden sizes")
-    parse.add_argument("--repeats", type=_positive, default=11, help="graph replays per cell")
+    parse.add_argument("--repeats", type=positive_int, default=11, help="measurements of a cell")
     parse.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu")
-    parse.add_argument("--threads", type=_positive, help="of torch, on the CPU")
+    parse.add_argument("--threads", type=positive_int, help="of torch, on the CPU")
     parse.add_argument("--out", type=Path, help="CSV to append to")
     parse.add_argument("--resume", action="store_true", help="skip cells that --out already has")
     parse.add_argument(
@@ -59,13 +70,6 @@ def parser() -> argparse.ArgumentParser:
         "--time-limit", type=float, help="stop before a cell that starts after so many seconds"
     )
     return parse
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def device_of(name: str) -> torch.device:
@@ -121,20 +125,25 @@ def cases_of(args: argparse.Namespace, device: torch.device) -> list[shapes.Case
 
 def default_out(env: environment.Environment, args: argparse.Namespace) -> Path:
     """``<date>-<device>-<ops>-<dtypes>.csv`` under benchmarks/results."""
-    words = env.device.removeprefix("NVIDIA ").split()
-    device = "cpu" if not env.cuda else words[0].lower()
+    device = results.short_name(env.device).lower()
     ops, dtypes = wanted(args)
     return RESULTS / f"{env.date[:10]}-{device}-{'-'.join([*ops, *dtypes])}.csv"
 
 
-def without_finished(cases: Sequence[shapes.Case], out: Path) -> list[shapes.Case]:
-    """The cases that a CSV has no row of yet."""
+def without_finished(
+    cases: Sequence[shapes.Case], out: Path, protocol: str | None = None
+) -> list[shapes.Case]:
+    """The cells that a CSV has no row of yet under a protocol; None: the default one of each."""
     if not out.exists():
         return list(cases)
     frame = records.read([out])
-    key = ["op", "dtype", "num_tokens", "hidden_size"]
-    finished = {shapes.Case(*row) for row in frame[key].itertuples(index=False)}
-    return [case for case in cases if case not in finished]
+    key = ["op", "dtype", "num_tokens", "hidden_size", "protocol"]
+    finished = {(shapes.Case(*row[:4]), row[4]) for row in frame[key].itertuples(index=False)}
+    return [
+        case
+        for case in cases
+        if (case, protocol or timing.protocol_for(case.num_tokens)) not in finished
+    ]
 
 
 @torch.no_grad()
@@ -155,7 +164,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     bench = cell.Bench.on(device, args.repeats, args.protocol)
     out = args.out or default_out(bench.environment, args)
     if args.resume:
-        cases = without_finished(cases, out)
+        cases = without_finished(cases, out, args.protocol)
     started = time.monotonic()
     loaded, unavailable = providers.load_all(names, device)
     for reason in unavailable.values():

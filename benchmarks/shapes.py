@@ -66,7 +66,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Band:
-    """A range of token counts and the least acceptable ratio to the best peer in it."""
+    """A range of token counts, both ends in it, and the least acceptable ratios of times there.
+
+    To the best peer, as a geometric mean and in each cell, and to the copy, as both.
+    """
 
     name: str
     first: int
@@ -75,9 +78,6 @@ class Band:
     min_cell: float
     min_copy_ratio: float | None = None
 
-    def __contains__(self, num_tokens: int) -> bool:
-        return self.first <= num_tokens <= self.last
-
 
 BANDS = (
     Band("1 to 8", 1, 8, 1.40, 1.15),
@@ -85,11 +85,6 @@ BANDS = (
     Band("512 to 1024", 512, 1024, 1.06, 1.00),
     Band("2048 and more", 2048, 2**31, 1.03, 1.00, min_copy_ratio=1.00),
 )
-
-
-def band_of(num_tokens: int) -> Band | None:
-    """The band that a token count is judged in; None between bands (9 to 15, for example)."""
-    return next((band for band in BANDS if num_tokens in band), None)
 
 
 def grid(
@@ -105,6 +100,14 @@ def grid(
             for hidden_size in sorted(set(hidden_sizes)):
                 for count in tokens:
                     yield Case(op, dtype, count, hidden_size)
+
+
+def positive_int(text: str) -> int:
+    """Parse an integer of at least 1; a ValueError, which argparse words, for anything else."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(f"must be at least 1, got {value}")
+    return value
 
 
 def parse_shard(text: str) -> tuple[int, int]:

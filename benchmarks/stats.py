@@ -7,11 +7,6 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 
-def median(samples: Sequence[float]) -> float:
-    """Median of at least one sample."""
-    return statistics.median(samples)
-
-
 def relative_iqr(samples: Sequence[float]) -> float:
     """Interquartile range over the median; 0 for a single sample."""
     if len(samples) < 2:
@@ -22,12 +17,12 @@ def relative_iqr(samples: Sequence[float]) -> float:
 
 def geometric_mean(values: Iterable[float]) -> float:
     """Geometric mean; NaN for no values, so that an empty band never reads as met."""
-    logs = [math.log(value) for value in values]
-    return math.exp(statistics.fmean(logs)) if logs else math.nan
+    values = list(values)
+    return statistics.geometric_mean(values) if values else math.nan
 
 
 def balanced_orders(names: Sequence[str], repeats: int) -> list[list[str]]:
-    """One order per repeat, such that every name takes every place equally often.
+    """One order per repeat; in as many repeats as names every name takes every place once.
 
     Successive repeats start one place later, and every second round through the places runs
     backwards, so that no name always follows the same neighbour.

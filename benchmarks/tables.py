@@ -18,6 +18,9 @@ FLASHINFER = ("flashinfer_cute", "flashinfer_cuda")
 FLOOR_TOKENS = (1, 8, 64, 512, 1024, 4096, 16384)
 FLOOR_HIDDEN_SIZES = (4096, 8192, 16384)
 
+# Of the results by device, and the device's name: the Markdown.
+Table = Callable[[dict[str, Results], str], str]
+
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     """A table, the first column to the left and the others to the right."""
@@ -29,7 +32,7 @@ def us(value: float) -> str:
     """Microseconds to three significant digits; a dash for none."""
     if value != value:
         return "-"
-    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:.0f}"
+    return f"{value:#.3g}".rstrip(".") if value < 999.5 else f"{value:.0f}"
 
 
 def ratio(value: float, decimals: int = 2) -> str:
@@ -39,9 +42,10 @@ def ratio(value: float, decimals: int = 2) -> str:
 
 def environment(all_results: dict[str, Results], device: str) -> str:
     """Where and of what the tables were measured."""
-    rows = of_device(all_results, device).rows
-    if rows.empty:
+    found = of_device(all_results, device)
+    if found.rows.empty:
         return f"{device}: {NOT_MEASURED}; `make bench` measures it."
+    rows = pd.concat([found.rows, found.dtypes])
 
     def listed(column: str, of: pd.DataFrame = rows) -> str:
         values = of[column].dropna().astype(str)
@@ -107,25 +111,24 @@ def founding(all_results: dict[str, Results], _device: str) -> str:
     return markdown(header, rows) + "\n\n" + note
 
 
-def _grid(op: str, dtype: str) -> Callable[[dict[str, Results], str], str]:
+def _grid(op: str, dtype: str) -> Table:
     def grid(all_results: dict[str, Results], device: str) -> str:
-        cells = of_device(all_results, device).part(op, dtype)
+        found = of_device(all_results, device)
+        cells, what = found.part(op, dtype), "us (ratio to the best peer)"
+        if cells.empty:
+            cells, what = found.without_peers(op, dtype), "us, in a process without the peers"
         if cells.empty:
             return f"{device}, {op} {dtype}: {NOT_MEASURED}."
-        by_cell = cells.set_index(["hidden_size", "num_tokens"])
-        tokens = sorted(cells["num_tokens"].unique())
-        rows = []
-        for hidden_size in sorted(cells["hidden_size"].unique()):
-            row = [str(hidden_size)]
-            for count in tokens:
-                if (hidden_size, count) in by_cell.index:
-                    cell = by_cell.loc[(hidden_size, count)]
-                    row.append(f"{us(cell['us'])} ({ratio(cell['ratio_to_peer'])})")
-                else:
-                    row.append("-")
-            rows.append(row)
-        note = "us (ratio to the best peer), hidden size by number of tokens."
-        return markdown(["", *map(str, tokens)], rows) + "\n\n" + note
+        texts = [
+            us(cell.us) + (f" ({ratio(cell.ratio_to_peer)})" if cell.ratio_to_peer > 0 else "")
+            for cell in cells.itertuples()
+        ]
+        table = cells.assign(text=texts).pivot(
+            index="hidden_size", columns="num_tokens", values="text"
+        )
+        rows = [[str(row[0]), *row[1:]] for row in table.fillna("-").itertuples()]
+        note = f"{what}, hidden size by number of tokens."
+        return markdown(["", *map(str, table.columns)], rows) + "\n\n" + note
 
     return grid
 
@@ -159,7 +162,7 @@ def losses(all_results: dict[str, Results], device: str) -> str:
             f"{cell.op} {cell.dtype} {cell.num_tokens} x {cell.hidden_size}",
             us(cell.us),
             f"{us(cell.best_peer_us)} ({cell.best_peer})",
-            ratio(cell.ratio_to_peer),
+            ratio(cell.ratio_to_peer, 3),
             f"{cell.us_spread:.1%}",
         ]
         for cell in lost.itertuples()
@@ -224,7 +227,7 @@ def cpu(all_results: dict[str, Results], _device: str) -> str:
     return markdown(["tokens x hidden size, us", *columns, "best peer over ours"], rows)
 
 
-def _chart(kind: str, title: str) -> Callable[[dict[str, Results], str], str]:
+def _chart(kind: str, title: str) -> Table:
     """An image, by its path from the root of the repository; drawn by `benchmarks.charts`."""
 
     def chart(all_results: dict[str, Results], device: str) -> str:
@@ -235,7 +238,7 @@ def _chart(kind: str, title: str) -> Callable[[dict[str, Results], str], str]:
     return chart
 
 
-TABLES: dict[str, Callable[[dict[str, Results], str], str]] = {
+TABLES: dict[str, Table] = {
     "environment": environment,
     "bounds": bounds,
     "founding": founding,

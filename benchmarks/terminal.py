@@ -101,7 +101,7 @@ def ratio_table(frame: pd.DataFrame, title: str) -> Table:
 
 
 def print_results(console: Console, frame: pd.DataFrame) -> None:
-    """Print a ratio table per operator, dtype and protocol, and every row that has no time."""
+    """Print a table of ratios per operator and dtype, and why rows have no time, by provider."""
     cells = analysis.ours_against_peers(frame)
     for (op, dtype), part in cells.groupby(["op", "dtype"], sort=False):
         console.print(ratio_table(part, f"hp_norm {op} {dtype}"))

@@ -24,8 +24,10 @@ CACHED_CALLS, CACHED_SETS = 64, 4
 COLD_L2_MULTIPLE = 4
 # A replay starts about 2 us late; at 4 GB, a millisecond of work on an H200, that is 0.2 %.
 COLD_REPLAY_BYTES, COLD_MAX_CALLS = 4 * 10**9, 256
-# For the estimate of memory: providers that write to new memory, and float32 temporaries.
-FUNCTIONAL_PROVIDERS, CHECK_BYTES_PER_ELEMENT = 4, 48
+# For the estimate of memory: providers that write to new memory (of the plain norm all that move
+# bytes do), one to spare, and the float32 temporaries of the check.
+FUNCTIONAL_PROVIDERS = {"fused_add": 4, "plain": 8}
+CHECK_BYTES_PER_ELEMENT = 48
 CPU_CACHE_BYTES = 32 * 2**20
 
 
@@ -54,7 +56,7 @@ class Plan:
 
     def bytes_needed(self, case: Case) -> int:
         """Device memory for inputs, their pristine copy, every graph's outputs and the check."""
-        outputs = FUNCTIONAL_PROVIDERS * (self.calls if self.keep_outputs else 1)
+        outputs = FUNCTIONAL_PROVIDERS[case.op] * (self.calls if self.keep_outputs else 1)
         check = CHECK_BYTES_PER_ELEMENT * min(case.num_tokens * case.hidden_size, 2**26)
         return (self.num_sets + outputs + 3) * case.input_bytes + self.evict_bytes + check
 

@@ -14,40 +14,29 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
+import hp_norm_plugin
 from benchmarks import cell, providers, records, shapes, terminal
 from benchmarks.provider import EPS, Call, Outputs, Provider
-from benchmarks.providers import COPY, OURS
+from benchmarks.providers import CANDIDATE, COPY, OURS
 from benchmarks.records import OK, Row
+from benchmarks.shapes import positive_int
+from hp_norm_plugin import rules
+from hp_norm_plugin.rules import Config
 
-PREFIX = "candidate:"
-NAME = re.compile(rf"(?:{PREFIX})?" r"(\d+)B x(\d+), (\d+) rows?, (\d+) CTAs?(.*)")
+NAME = re.compile(rf"(?:{CANDIDATE})?" r"(\d+)B x(\d+), (\d+) rows?, (\d+) CTAs?(.*)")
 # Candidates that are timed in turn, each with graphs and outputs of its own: cold, the plain norm
 # writes up to 2 GB of new memory a replay.
 AT_A_TIME = 32
 
 
-class Config(Protocol):
-    """What is needed of a launch configuration: see ``hp_norm_plugin.rules.Config``."""
-
-    vec_bytes: int
-    vecs_per_thread: int
-    rows_per_cta: int
-    ctas_per_row: int
-    options: int
-
-    def option_names(self) -> list[str]:
-        """The options that are set."""
-
-
 @dataclass(frozen=True)
 class Result:
-    """One configuration's time in a cell, and the rule's time over it."""
+    """One configuration's time in a cell, in microseconds, and the rule's time over it."""
 
     name: str
     us: float
@@ -60,13 +49,11 @@ def name_of(config: Config) -> str:
     parts = [f"{config.vec_bytes}B x{config.vecs_per_thread}"]
     parts.append(f"{rows} row{'s' * (rows > 1)}")
     parts.append(f"{ctas} CTA{'s' * (ctas > 1)}")
-    return PREFIX + ", ".join([*parts, *config.option_names()])
+    return CANDIDATE + ", ".join([*parts, *config.option_names()])
 
 
 def config_of(name: str) -> Config:
     """The configuration that ``name_of`` gives this name, or the summary without its prefix."""
-    from hp_norm_plugin import rules
-
     *sizes, options = NAME.fullmatch(name).groups()
     names = [option for option in options.split(", ") if option]
     return rules.Config(*map(int, sizes), sum(rules.OPTIONS[option] for option in names))
@@ -81,8 +68,6 @@ def with_options(configs: Iterable[Config], names: Sequence[str]) -> list[Config
         For an option that does not exist.
 
     """
-    from hp_norm_plugin import rules
-
     for name in names:
         if name not in rules.OPTIONS:
             raise ValueError(f"options: must be of {', '.join(rules.OPTIONS)}, got {name}")
@@ -100,8 +85,6 @@ def with_options(configs: Iterable[Config], names: Sequence[str]) -> list[Config
 
 def as_provider(config: Config) -> Provider:
     """The operator, forced to one configuration."""
-    import hp_norm_plugin
-    from hp_norm_plugin import rules
 
     def bind(case: shapes.Case) -> Call:
         def plain(x: Tensor, _: Tensor | None, weight: Tensor) -> Outputs:
@@ -121,8 +104,6 @@ def candidates(
     case: shapes.Case, device: torch.device, options: Sequence[str], match: str
 ) -> list[Provider]:
     """The configurations that can hold a case's rows and whose name the pattern finds."""
-    from hp_norm_plugin import rules
-
     configs = rules.candidates(case.hidden_size, case.torch_dtype, rules.sm_of(device))
     row_bytes = case.row_bytes
     found = [c for c in with_options(configs, options) if c.is_valid(row_bytes)]
@@ -140,9 +121,9 @@ def ranking(rows: Iterable[Row]) -> list[Result]:
     timed = {row.provider: row.us for row in rows if row.status == OK}
     rule = timed.get(OURS, float("nan"))
     found = [
-        Result(name.removeprefix(PREFIX), us, rule / us)
+        Result(name.removeprefix(CANDIDATE), us, rule / us)
         for name, us in timed.items()
-        if name.startswith(PREFIX)
+        if name.startswith(CANDIDATE)
     ]
     return sorted(found, key=lambda result: result.us)
 
@@ -173,14 +154,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
     parser.add_argument("--op", nargs="+", choices=shapes.OPS, default=["fused_add"])
     parser.add_argument("--dtype", nargs="+", choices=tuple(shapes.DTYPES), default=["bf16"])
-    parser.add_argument("--tokens", nargs="+", type=int, default=list(shapes.NUM_TOKENS))
-    parser.add_argument("--hidden", nargs="+", type=int, default=list(shapes.HIDDEN_SIZES))
+    parser.add_argument("--tokens", nargs="+", type=positive_int, default=list(shapes.NUM_TOKENS))
+    parser.add_argument("--hidden", nargs="+", type=positive_int, default=list(shapes.HIDDEN_SIZES))
     parser.add_argument("--options", nargs="+", default=[], help="try every subset of these")
     parser.add_argument("--match", default="", help="only names that this pattern finds")
     parser.add_argument("--providers", nargs="*", default=[OURS, COPY], help="timed beside them")
     parser.add_argument("--protocol", choices=("cached", "cold"))
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--top", type=int, default=5, help="how many to print per cell")
+    parser.add_argument("--repeats", type=positive_int, default=7)
+    parser.add_argument("--top", type=positive_int, default=5, help="how many to print per cell")
     parser.add_argument("--out", type=Path, required=True, help="CSV to append to")
     args = parser.parse_args(arguments)
     console = terminal.console()

@@ -72,7 +72,7 @@ def test_a_disturbed_cell_is_measured_again_and_marked_if_it_stays_so(
     """The calmest attempt is kept; the empty kernel is neither a reason for one, nor marked."""
     done = []
 
-    def measure(replays, *_):
+    def measure(replays, *_, **__):
         done.append(replays)
         return {"hp_norm": attempts[len(done) - 1], "quack": [2.0] * 3, "empty_kernel": empty}
 
@@ -130,6 +130,29 @@ def test_too_little_memory_skips_every_row_with_the_figures(bench):
     assert {row.status for row in rows} == {"skipped"}
     assert all(row.reason.startswith("not enough memory: needs ") for row in rows)
     assert all("0.0 GB are free" in row.reason for row in rows)
+
+
+def test_a_provider_that_runs_out_of_memory_is_skipped_and_the_others_run(bench):
+    def greedy(x, residual, weight):
+        raise torch.OutOfMemoryError("tried to allocate\n2.00 GiB")
+
+    rows = by_name(cell.run(bench, CASE, [provider("quack", greedy), COPY]))
+    assert rows["quack"].status == "skipped"
+    assert rows["quack"].reason == "not enough memory: tried to allocate 2.00 GiB"
+    assert rows["copy"].status == "ok"
+
+
+def test_inputs_that_do_not_fit_after_all_skip_the_cell_and_not_the_run(bench, monkeypatch):
+    def no_inputs(*_):
+        raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(cell.timing, "InputSets", no_inputs)
+    rows = cell.run(bench, CASE, [provider("hp_norm"), COPY], {"quack": "not installed"})
+    assert {(row.provider, row.status) for row in rows} == {
+        (name, "skipped") for name in ("hp_norm", "copy", "quack")
+    }
+    assert by_name(rows)["copy"].reason == "not enough memory: tried to allocate 2.00 GiB"
+    assert by_name(rows)["quack"].reason == "not installed"
 
 
 def test_without_a_copy_there_is_no_ratio_to_it(bench):

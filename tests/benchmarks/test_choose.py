@@ -108,6 +108,14 @@ def test_nothing_to_choose_from_is_said(tmp_path, capsys):
     assert "no plain in" in capsys.readouterr().err
 
 
+def test_a_foreign_file_or_none_is_one_line(tmp_path, capsys):
+    (tmp_path / "peers.csv").write_text("op,us\nfused_add,1\n")
+    for name, message in (("peers.csv", "neither of benchmarks/sweep.cu nor"), ("none.csv", "No")):
+        assert choose.main([str(tmp_path / name)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("choose: ") and name in line and message in line
+
+
 def test_every_option_of_a_rule_has_its_name_in_the_table():
     """A configuration with another one would be left out without a word."""
     used = {name for rule in rules.table() for name in rule.config.option_names()}

@@ -61,10 +61,14 @@ def test_gpus_work_side_by_side_and_stages_one_after_the_other(tmp_path, console
 
 def test_the_arguments_of_every_grid_are_understood():
     grids = [job for job in gpu_run.JOBS if job.arguments[:2] == gpu_run.GRID]
-    assert len(grids) == 4
+    assert len(grids) == 5
     for job in grids:
         args = run.parser().parse_args(list(job.arguments[2:]))
         assert args.out.name == f"{job.name}.csv" and job.stage == 1
+        operator, _, dtype = job.name.partition("-")
+        if dtype:  # a quarter of the grid, beside every peer
+            assert [kind.split("_")[0] for kind in args.op] == [operator]
+            assert args.dtype == [dtype] and args.providers is None
 
 
 def test_main_runs_what_is_asked_for(tmp_path, monkeypatch, capsys):

@@ -33,6 +33,12 @@ def test_parse_scales_to_our_units():
     assert row.stall_lg_throttle != row.stall_lg_throttle
 
 
+def test_what_ncu_has_no_number_for_is_no_number():
+    (row,) = ncu.parse(output().replace('"n/a"', '"(!) n/a"')).itertuples()
+    assert row.stall_lg_throttle != row.stall_lg_throttle
+    assert row.stall_long_scoreboard == 12.5
+
+
 def test_every_kernel_of_a_call_is_a_row():
     assert len(ncu.parse(output(3))) == 3
 
@@ -42,6 +48,13 @@ def test_an_error_of_ncu_is_one_line():
         ncu.parse("==PROF== hello\n==ERROR== Failed to connect to process\n")
     with pytest.raises(ncu.ProfileError, match="no table in its output"):
         ncu.parse("")
+
+
+def test_what_the_profiled_process_died_of_is_in_the_line():
+    said = "Traceback (most recent call last):\nUnavailableError: unknown provider 'apex'\n"
+    ended = "==ERROR== The application returned an error code (1).\n"
+    with pytest.raises(ncu.ProfileError, match="error code .1..; UnavailableError: unknown"):
+        ncu.parse(f"==PROF== Connected to process 7\n{ended}{said}")
 
 
 def test_no_ncu_is_one_line(monkeypatch):

@@ -6,6 +6,13 @@ from benchmarks import charts, records, report, results, shapes, tables
 from benchmarks.tables import TABLES
 
 
+def write(path, rows):
+    writer = records.Writer(path)
+    writer.write(rows)
+    writer.close()
+    return path
+
+
 @pytest.fixture
 def csvs(tmp_path, cell_rows):
     """A small H200 run of every operator and dtype, with one lost cell, and a CPU run."""
@@ -24,10 +31,7 @@ def csvs(tmp_path, cell_rows):
     rows.append(replace(failed, provider="quack", reason="wrong output"))
     cpu = {"device": "a CPU, 2 threads", "cuda": "", "driver": "", "torch": "2.13.0+cpu"}
     rows += cell_rows(8, 4096, {"hp_norm": 10.0, "torch": 30.0, "vllm_c": 12.0}, **cpu)
-    writer = records.Writer(tmp_path / "results" / "run.csv")
-    writer.write(rows)
-    writer.close()
-    return [tmp_path / "results" / "run.csv"]
+    return [write(tmp_path / "results" / "run.csv", rows)]
 
 
 @pytest.fixture
@@ -75,10 +79,51 @@ def test_grid_holds_time_and_ratio(found):
     assert "| 1024 | 1.00 (1.25) | 1.07 (1.25) | 1.52 (1.25) | 5.19 (1.25) |" in text
 
 
+def test_the_grid_of_another_dtype_is_its_own(tmp_path, cell_rows):
+    """fp16 beside the peers, as `gpu_run` measures it, in a file and at a commit of its own."""
+    for dtype, us, commit in (("bf16", 1.0, "old"), ("fp16", 1.2, "new")):
+        times = {"hp_norm": us, "quack": 1.5, "copy": 2.0}
+        write(tmp_path / f"{dtype}.csv", cell_rows(1, 1024, times, dtype=dtype, commit=commit))
+    alone = write(tmp_path / "alone.csv", cell_rows(1, 1024, {"hp_norm": 0.9}, dtype="fp16"))
+    found = results.load(sorted(tmp_path.glob("?p16.csv")) + [tmp_path / "bf16.csv"], [alone])
+    assert "| 1024 | 1.00 (1.50) |" in tables.TABLES["grid"](found, "H200")
+    text = tables.TABLES["grid-fp16"](found, "H200")
+    assert "| 1024 | 1.20 (1.25) |" in text
+    assert text.endswith("\nus (ratio to the best peer), hidden size by number of tokens.")
+
+
+def test_a_dtype_that_met_no_peers_has_a_grid_without_ratios(tmp_path, cell_rows):
+    bf16 = write(tmp_path / "bf16.csv", cell_rows(1, 1024, {"hp_norm": 1.0, "quack": 1.5}))
+    rows = [
+        row
+        for dtype, us in (("bf16", 0.9), ("fp16", 0.95))
+        for hidden in (1024, 9216)  # the second is no width of the grid
+        for row in cell_rows(1, hidden, {"hp_norm": us, "copy": 2.0}, dtype=dtype)
+    ]
+    found = results.load([bf16], [write(tmp_path / "alone.csv", rows)])
+    assert tables.TABLES["grid-fp16"](found, "H200") == (
+        "|  | 1 |\n| :-- | --: |\n| 1024 | 0.950 |\n\n"
+        "us, in a process without the peers, hidden size by number of tokens."
+    )
+    assert "| 1024 | 1.00 (1.50) |" in tables.TABLES["grid"](found, "H200")
+    assert "not measured" in tables.TABLES["grid-plain"](found, "H200")
+
+
+def test_a_cell_that_was_not_measured_is_a_dash(tmp_path, cell_rows):
+    rows = [
+        row
+        for tokens, hidden in ((1, 1024), (2, 2048))
+        for row in cell_rows(tokens, hidden, {"hp_norm": 1.0, "quack": 2.0})
+    ]
+    found = results.load([write(tmp_path / "a.csv", rows)])
+    text = tables.TABLES["grid"](found, "H200")
+    assert "| 1024 | 1.00 (2.00) | - |\n| 2048 | - | 1.00 (2.00) |" in text
+
+
 def test_losses_name_the_lost_cell_only(found):
     text = tables.losses(found, "H200")
     assert text.startswith("1 of the 24 cells measured on H200.")
-    assert "| plain bf16 64 x 1024 | 1.07 | 0.959 (quack) | 0.90 | 1.0% |" in text
+    assert "| plain bf16 64 x 1024 | 1.07 | 0.959 (quack) | 0.900 | 1.0% |" in text
 
 
 def test_peers_are_compared_one_by_one(found):
@@ -98,6 +143,12 @@ def test_missing_rows_are_counted_with_their_reason(found):
 
 def test_cpu_table(found):
     assert "| 8 x 4096 | 10.0 | 12.0 | - | 30.0 | 1.20 |" in tables.cpu(found, "H200")
+
+
+def test_environment_names_the_commit_of_the_run_without_peers(tmp_path, csvs, cell_rows):
+    rows = cell_rows(1, 1024, {"hp_norm": 1.0}, dtype="fp16", commit="older")
+    found = results.load(csvs, [write(tmp_path / "alone.csv", rows)])
+    assert "Commit abc123, older," in tables.environment(found, "H200")
 
 
 def test_environment_names_machine_commit_and_versions(found):
@@ -133,23 +184,25 @@ def test_render_fills_blocks_and_leaves_the_rest(found):
 
 
 def test_numbers_have_three_significant_digits():
-    assert [tables.us(value) for value in (0.5, 1.2, 36.41, 100.4, 1234.5, float("nan"))] == [
+    assert [tables.us(value) for value in (0.5, 1.2, 36.41, 100.4, 999.7, 1234.5)] == [
         "0.500",
         "1.20",
         "36.4",
         "100",
+        "1000",
         "1234",
-        "-",
     ]
+    assert tables.us(float("nan")) == "-"
 
 
 def test_dtypes_are_compared_within_the_process_that_timed_both(tmp_path, csvs, cell_rows):
     """Beside the peers fp16 was as fast; alone, where a bf16 call is faster too, it was not."""
-    path = tmp_path / "dtypes.csv"
-    writer = records.Writer(path)
-    for dtype, us in (("bf16", 0.5), ("fp16", 0.6)):
-        writer.write(cell_rows(1, 1024, {"hp_norm": us, "copy": 1.0}, dtype=dtype))
-    writer.close()
+    rows = [
+        row
+        for dtype, us in (("bf16", 0.5), ("fp16", 0.6))
+        for row in cell_rows(1, 1024, {"hp_norm": us, "copy": 1.0}, dtype=dtype)
+    ]
+    path = write(tmp_path / "dtypes.csv", rows)
     assert "| fp16 over bf16: worst cell | at most 1.03 | 1.000 " in tables.bounds(
         results.load(csvs), "H200"
     )
@@ -223,10 +276,7 @@ def test_main_rewrites_draws_and_prints_the_bounds(tmp_path, csvs, capsys):
 
 
 def test_rows_that_are_not_used_are_counted(tmp_path, csvs, a_row, capsys):
-    old = tmp_path / "old.csv"
-    writer = records.Writer(old)
-    writer.write([replace(a_row, commit="older", date="2020-01-01")])
-    writer.close()
+    old = write(tmp_path / "old.csv", [replace(a_row, commit="older", date="2020-01-01")])
     report.main([str(csvs[0]), str(old), "--check"], tmp_path)
     assert "1 rows left out: of an older commit" in capsys.readouterr().out
 

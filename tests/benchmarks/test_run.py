@@ -4,7 +4,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import records, run, shapes
+from benchmarks import environment, records, run, shapes
 
 CPU = torch.device("cpu")
 SMALL = ["--device", "cpu", "--tokens", "1", "2", "--hidden", "64", "--repeats", "2"]
@@ -44,6 +44,17 @@ def test_resume_measures_only_what_is_missing(tmp_path):
     bench(*SMALL, "--out", str(out), "--resume")
     frame = records.read([out])
     assert frame.groupby("num_tokens").size().to_dict() == {1: 3, 2: 3}
+
+
+def test_resume_tells_the_protocols_apart(tmp_path, cell_rows):
+    out = tmp_path / "out.csv"
+    writer = records.Writer(out)
+    writer.write(cell_rows(1, 1024, {"hp_norm": 1.0}))
+    writer.close()
+    cases = [shapes.Case("fused_add", "bf16", tokens, 1024) for tokens in (1, 2)]
+    assert run.without_finished(cases, out) == run.without_finished(cases, out, "cached")
+    assert run.without_finished(cases, out) == cases[1:]
+    assert run.without_finished(cases, out, "cold") == cases
 
 
 def test_the_time_limit_leaves_the_rest_and_says_so(tmp_path):
@@ -95,6 +106,16 @@ def test_what_is_run_by_default():
     assert {case.hidden_size for case in cases(device="cpu")} == {4096}
     assert len(cases("--quick")) == 12
     assert [case.num_tokens for case in cases("--founding")] == [4096] * 20
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [("NVIDIA H100 80GB HBM3", "h100"), ("AMD EPYC 9654, 2 threads", "cpu")],
+)
+def test_a_csv_is_named_after_date_device_and_what_is_in_it(device, name):
+    env = environment.Environment("abc", "2026-01-02T03:04:05", device, "", "", "2.11", 2**20)
+    args = run.parser().parse_args(["--op", "plain", "--dtype", "bf16", "fp16"])
+    assert run.default_out(env, args) == run.RESULTS / f"2026-01-02-{name}-plain-bf16-fp16.csv"
 
 
 def test_shards_add_up_to_the_whole():

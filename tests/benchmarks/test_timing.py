@@ -60,6 +60,14 @@ def test_bytes_needed_covers_the_sets_and_grows_with_kept_outputs():
     assert cold.bytes_needed(shape) > cached.bytes_needed(shape) + 63 * shape.input_bytes
 
 
+def test_every_provider_of_the_plain_norm_writes_to_new_memory():
+    """Ours, the five peers and the copy, where the fused add has three that do: room for each."""
+    plain, fused = (case(512, 1024, op=op) for op in ("plain", "fused_add"))
+    plan = Plan(COLD, 2, 64)
+    assert plan.bytes_needed(plain) > (2 + 7 * 64) * plain.input_bytes
+    assert plan.bytes_needed(fused) > (2 + 3 * 64) * fused.input_bytes
+
+
 def test_sets_start_equal_and_apart_and_take_turns():
     sets = InputSets(case(), Plan(CACHED, 3, 6), CPU)
     seen = [

@@ -6,6 +6,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import shapes, tune
+from benchmarks.providers import CANDIDATE
 from hp_norm_plugin import rules
 from hp_norm_plugin.rules import Config
 
@@ -24,7 +25,7 @@ def test_names_tell_configurations_apart():
 def test_a_name_is_read_with_its_prefix_and_without():
     config = Config(16, 2, 1, 4, rules.OPTIONS["trigger_early"] + rules.OPTIONS["fill_gpu"])
     name = tune.name_of(config)
-    assert tune.config_of(name) == tune.config_of(name.removeprefix(tune.PREFIX)) == config
+    assert tune.config_of(name) == tune.config_of(name.removeprefix(CANDIDATE)) == config
 
 
 def test_what_no_kernel_exists_for_is_no_candidate():
@@ -103,3 +104,9 @@ def test_without_a_gpu_there_is_nothing_to_tune(tmp_path, capsys):
     assert tune.main(["--out", str(tmp_path / "a.csv")]) == 2
     assert "no CUDA device here" in capsys.readouterr().out
     assert not (tmp_path / "a.csv").exists()
+
+
+def test_no_tokens_are_refused_by_the_parser(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        tune.main(["--tokens", "0", "--out", str(tmp_path / "a.csv")])
+    assert "--tokens: invalid positive_int value: '0'" in capsys.readouterr().err
