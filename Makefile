@@ -34,6 +34,7 @@ bench: $(VENV)/.peers
 
 bench-report: $(VENV)/.built
 	$(PY) -m benchmarks.report
+	$(PY) examples/served_report.py
 
 bench-check: $(VENV)/.built
 	$(PY) -m benchmarks.check_regression $(OLD) $(NEW)

@@ -1,0 +1,141 @@
+"""The tables and words about served models and building, against what runs left in docs."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+
+import served_report  # noqa: E402
+
+README = " ".join((ROOT / "README.md").read_text().split())
+SERVED = " ".join((ROOT / "docs" / "served.md").read_text().split())
+
+
+def served(name):
+    """Read what a run of a served model left, by the end of its date and the rest of its name."""
+    path = ROOT / "docs" / "gpu" / f"2026-11-{name}.json"
+    return json.loads(path.read_text())
+
+
+WITH_TABLES = [
+    path for path in served_report.documents() if served_report.BLOCK.search(path.read_text())
+]
+
+
+@pytest.mark.parametrize("path", WITH_TABLES, ids=lambda path: path.name)
+def test_the_tables_say_what_the_runs_left(path):
+    text = path.read_text()
+    assert served_report.render(text, str(path.parent.relative_to(ROOT))) == text
+
+
+def test_a_changed_figure_is_found():
+    text = (ROOT / "README.md").read_text()
+    table = served_report.BLOCK.search(text)[0]
+    row = next(line for line in table.splitlines() if "decode 32" in line)
+    ratio = re.search(r"\d\.\d{3} ± ", row)[0]
+    changed = text.replace(row, row.replace(ratio, "0.123 ± "))
+    assert changed != text
+    assert served_report.render(changed, "") == text
+
+
+@pytest.mark.parametrize(
+    ("kind", "ratio", "spread", "bound", "words"),
+    [
+        ("decode", 0.985, 0.001, 0.985, "met"),
+        ("decode", 0.986, 0.009, 0.985, "**missed**"),
+        ("prefill", 1.001, 0.002, 1.000, "met within its spread"),
+        ("prefill", 1.003, 0.002, 1.000, "**missed**"),
+        ("decode", 1.500, 0.001, None, ""),
+    ],
+)
+def test_only_a_prefill_has_its_spread(kind, ratio, spread, bound, words):
+    assert served_report.verdict(kind, ratio, spread, bound) == words
+
+
+@pytest.mark.parametrize(
+    ("model", "quantization", "kind", "batch", "bound"),
+    [
+        ("Llama-3.1-8B", None, "decode", 1, 0.990),
+        ("Llama-3.1-8B", None, "decode", 8, None),
+        ("Llama-3.1-8B", None, "prefill", 8, 1.000),
+        ("Llama-3.1-8B", "fp8", "decode", 8, 1.002),
+        ("Qwen3-8B", None, "decode", 128, 1.002),
+        ("Qwen3-8B", "fp8", "decode", 128, None),
+    ],
+)
+def test_a_bound_is_of_a_model_as_it_is_quantised(model, quantization, kind, batch, bound):
+    asked = {"model": model, "quantization": quantization}
+    assert served_report.bound_of(asked, {"kind": kind, "batch": batch}) == bound
+
+
+def test_what_is_said_of_engines_of_their_own():
+    unusual = {(row["kind"], row["batch"]): row for row in
+               served("27-h200-d02c-llama-3.1-8b-bf16")["rows"]}  # fmt: skip
+    without_choice = [unusual["decode", batch]["others"]["gpc0"][0] for batch in (1, 8, 32)]
+    assert "at {:.3f}, {:.3f} and {:.3f} for batch 1, 8 and 32".format(*without_choice) in SERVED
+    alike = served("27-h200-b3d28e0-llama-3.1-8b-fp8")
+    times = [row["tpot_s"].values() for row in alike["rows"] if "tpot_s" in row]
+    apart = [max(each) / min(each) - 1 for each in times]
+    words = f"differ by {min(apart) * 100:.1f} to {max(apart):.1%} by what is not the graph"
+    assert words.replace("%", " %") in SERVED
+
+
+def test_what_is_said_of_one_engine():
+    runs = [
+        served(f"28-h200-b742c65-{name}-swap")
+        for name in ("llama-3.1-8b", "llama-3.1-8b-batch-32", "qwen3-8b-batch-32")
+    ]
+    at_one = runs[0]["watched"][0]["graph_s"]
+    each = {name: f"{seconds * 1e3:.2f}" for name, seconds in at_one.items()}
+    off, on = (
+        f"{each[setting]}, {each[f'{setting}-2']} and {each[f'{setting}-3']}"
+        for setting in ("off", "on")
+    )
+    assert f"without the plugin took {off} ms, those with it {on}:" in SERVED
+
+    watched = [row for run in runs for row in run["watched"]]
+    rest = [abs(row["rest_mean_s"]["on"] - row["rest_mean_s"]["off"]) for row in watched]
+    assert f"with the plugin and without, to {max(rest) * 1e3:.3f} ms" in SERVED
+    fp8, gemma = (
+        served(f"28-h200-b742c65-{name}-swap") for name in ("llama-3.1-8b-fp8", "gemma-3-4b")
+    )
+    alone = [row["graph_ratio"] for run in (fp8, gemma) for row in run["watched"]]
+    assert f"are at {min(alone):.3f} to {max(alone):.3f} of each other" in SERVED
+    rest = [turn["rest_s"] for turns in gemma["watched"][-1]["raw"].values() for turn in turns]
+    words = f"takes {min(rest) * 1e3:.1f} to {max(rest) * 1e3:.1f} ms at batch 128"
+    assert gemma["watched"][-1]["batch"] == 128 and words in SERVED
+
+
+def test_what_is_said_of_cards():
+    """Llama-3.1-8B, a token of 32 requests: the best card, and the six others."""
+    bf16 = "-llama-3.1-8b-bf16"
+    best, *others = (
+        row["tpot_ratio"]
+        for name in (
+            "28-h200-b742c65-llama-3.1-8b-batch-32-swap",
+            *(f"27-h200-{run}{bf16}" for run in ("e2a77e1", "3df40ec", "d02c", "108cccf")),
+            *(f"28-h200-{run}-llama-3.1-8b-swap" for run in ("5f3f33d", "b742c65")),
+        )
+        for row in served(name)["rows"]
+        if (row["kind"], row["batch"]) == ("decode", 32)
+    )
+    least, most = (f"{100 - 100 * ratio:.1f}" for ratio in (max(others), min(others)))
+    assert len(others) == 6
+    one, six = f"{100 - 100 * best:.1f} % of a token's time", f"{least} to {most} % on six"
+    assert f"{one} on one card, {six}" in SERVED
+    assert f"{one} at batch 32 on one card, {six}" in README
+
+
+def test_what_is_said_of_building():
+    text = (ROOT / "docs" / "2026-11-28-building.txt").read_text()
+    minutes, seconds = re.search(r"real\t(\d+)m([\d.]+)s", text).groups()
+    size = int(re.search(r"(\d+) libhp_norm_cuda.so", text)[1])
+    words = f"{minutes} min {float(seconds):.0f} s on two cores, and the CUDA library for six"
+    assert words in README and f"and PTX has {size / 1e6:.1f} MB" in README
