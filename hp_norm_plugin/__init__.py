@@ -4,6 +4,8 @@ import importlib
 
 __version__ = "0.1.0"
 
+MAX_HIDDEN_SIZE = 65536  # here, and not with the checks that need it, for those who have no torch
+
 _FROM = {
     "LibraryError": "ops",
     "LibraryStatus": "ops",

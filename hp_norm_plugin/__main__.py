@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from hp_norm_plugin import doctor
+from hp_norm_plugin import MAX_HIDDEN_SIZE, doctor
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -26,10 +26,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.num_tokens < 0:
         parser.error(f"--num-tokens: must be at least 0, got {args.num_tokens}")
-    most = doctor.max_hidden_size()
-    if args.hidden_size < 1 or (most is not None and args.hidden_size > most):
-        rule = f"1 to {most}" if most is not None else "at least 1"
-        parser.error(f"--hidden-size: must be {rule}, got {args.hidden_size}")
+    if not 1 <= args.hidden_size <= MAX_HIDDEN_SIZE:
+        parser.error(f"--hidden-size: must be 1 to {MAX_HIDDEN_SIZE}, got {args.hidden_size}")
     return args
 
 

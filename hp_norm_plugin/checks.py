@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 
-MAX_HIDDEN_SIZE = 65536
+from hp_norm_plugin import MAX_HIDDEN_SIZE
+
 # From here on a float64 rounds to infinity: half a unit past the largest float32.
 FLOAT32_END = 2.0**128 - 2.0**103
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

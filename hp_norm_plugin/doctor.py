@@ -6,7 +6,6 @@ bug report needs.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import platform
@@ -37,22 +36,31 @@ def gather(num_tokens: int, hidden_size: int, dtype: str, device: str | None) ->
         operator will run) and `verdict` (one sentence).
 
     """
-    report: dict[str, Any] = {"versions": versions(), "flags": flags(), "library": library()}
-    report["gpus"] = gpus(report["library"])
-    where = device or ("cuda:0" if report["gpus"] else "sm_90")
-    report["rule"] = rule(num_tokens, hidden_size, dtype, where)
-    report["vllm"] = vllm_adapter()
-    report["rule"]["in_vllm"] = in_vllm(report, num_tokens, hidden_size)
+    report: dict[str, Any] = {"versions": versions(), "flags": flags()}
+    problem = torch_problem()
+    if problem is None:
+        report["versions"] |= torch_versions()
+        report["library"] = library()
+        report["gpus"] = gpus(report["library"])
+        where = device or ("cuda:0" if report["gpus"] else "sm_90")
+        report["rule"] = rule(num_tokens, hidden_size, dtype, where)
+        report["vllm"] = vllm_adapter()
+        report["rule"]["in_vllm"] = in_vllm(report, num_tokens, hidden_size)
+    else:
+        size = {"num_tokens": num_tokens, "hidden_size": hidden_size, "dtype": dtype}
+        report["library"] = {"loaded": False, "error": problem}
+        report["gpus"] = []
+        report["rule"] = {**size, "device": device or "sm_90", "error": problem}
+        report["vllm"] = {"installed": has_vllm(), "adapter": None, "reason": problem}
     report["self_test"] = self_test.run(report)
     report["runs"], report["verdict"] = verdict(report)
     return report
 
 
-@functools.cache
 def torch_problem() -> str | None:
     """Return why torch does not import, or None.
 
-    Asked once: a module that failed half-way may fail otherwise the next time.
+    To be asked once: a module that failed half-way may fail otherwise the next time.
     """
     try:
         importlib.import_module("torch")
@@ -65,27 +73,22 @@ def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def max_hidden_size() -> int | None:
-    """Return the operator's limit; None without torch, which its checks need."""
-    if torch_problem() is not None:
-        return None
-    return importlib.import_module("hp_norm_plugin.checks").MAX_HIDDEN_SIZE
-
-
 def versions() -> dict[str, str | None]:
-    """Return the versions of Python, the installed distributions, CUDA and the driver."""
+    """Return the versions of Python, the installed distributions and the driver."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in DISTRIBUTIONS:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = None
-    if torch_problem() is None:
-        torch = importlib.import_module("torch")
-        found["torch"] = torch.__version__
-        found["torch CUDA"] = torch.version.cuda
     found["driver"] = _driver()
     return found
+
+
+def torch_versions() -> dict[str, str | None]:
+    """Return the versions of torch, as it says itself, and of the CUDA that it was built for."""
+    torch = importlib.import_module("torch")
+    return {"torch": torch.__version__, "torch CUDA": torch.version.cuda}
 
 
 def _driver() -> str | None:
@@ -109,8 +112,6 @@ def flags() -> dict[str, dict[str, Any]]:
 
 def library() -> dict[str, Any]:
     """Return the state of the compiled libraries."""
-    if torch_problem() is not None:
-        return {"loaded": False, "error": torch_problem()}
     try:
         status = importlib.import_module("hp_norm_plugin.ops").library_status()
     except Exception as error:
@@ -128,8 +129,6 @@ def library() -> dict[str, Any]:
 
 def gpus(library_state: dict[str, Any]) -> list[dict[str, Any]]:
     """Return each GPU that torch sees, and whether the library has code for it."""
-    if torch_problem() is not None:
-        return []
     torch = importlib.import_module("torch")
     if not torch.cuda.is_available():
         return []
@@ -150,8 +149,6 @@ def gpus(library_state: dict[str, Any]) -> list[dict[str, Any]]:
 def rule(num_tokens: int, hidden_size: int, dtype: str, device: str) -> dict[str, Any]:
     """Return the launch rule for one size."""
     size = {"num_tokens": num_tokens, "hidden_size": hidden_size, "dtype": dtype, "device": device}
-    if torch_problem() is not None:
-        return {**size, "error": torch_problem()}
     try:
         torch = importlib.import_module("torch")
         rules = importlib.import_module("hp_norm_plugin.rules")
@@ -161,9 +158,14 @@ def rule(num_tokens: int, hidden_size: int, dtype: str, device: str) -> dict[str
     return {**size, "text": chosen.describe()}
 
 
+def has_vllm() -> bool:
+    """Return whether a vLLM is there to be imported."""
+    return importlib.util.find_spec("vllm") is not None
+
+
 def vllm_adapter() -> dict[str, Any]:
     """Return the adapter that the installed vLLM would take, and why."""
-    if importlib.util.find_spec("vllm") is None:
+    if not has_vllm():
         return {"installed": False, "adapter": None, "reason": "vLLM is not installed"}
     adapter, reason = _plan()
     return {"installed": True, "adapter": adapter, "reason": reason}
@@ -174,8 +176,6 @@ def _plan() -> tuple[str | None, str]:
     mode = settings.read_flag(settings.PLUGIN)
     if mode.value == "0":
         return None, f"off ({mode.warning or f'{settings.PLUGIN.name}=0'})"
-    if torch_problem() is not None:
-        return None, str(torch_problem())
     try:
         plugin = importlib.import_module("hp_norm_plugin.vllm")
         host = importlib.import_module("hp_norm_plugin.vllm.host")

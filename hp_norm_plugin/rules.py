@@ -14,7 +14,7 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from hp_norm_plugin import checks, ops
+from hp_norm_plugin import MAX_HIDDEN_SIZE, ops
 from hp_norm_plugin.gpu import FIRST_WITH_CLUSTERS
 
 OPTIONS = {
@@ -218,8 +218,8 @@ def explain(
     """
     if num_tokens < 0:
         raise ValueError(f"explain: num_tokens: must be at least 0, got {num_tokens}")
-    if not 1 <= hidden_size <= checks.MAX_HIDDEN_SIZE:
-        rule = f"must be from 1 to {checks.MAX_HIDDEN_SIZE}"
+    if not 1 <= hidden_size <= MAX_HIDDEN_SIZE:
+        rule = f"must be from 1 to {MAX_HIDDEN_SIZE}"
         raise ValueError(f"explain: hidden_size: {rule}, got {hidden_size}")
     sm = sm_of(device)
     row_bytes = hidden_size * dtype.itemsize

@@ -20,7 +20,6 @@ class Flag:
     values: tuple[str, ...]
     default: str
     on_unknown: str
-    meaning: str
     aliases: Mapping[str, str] = field(default_factory=dict)
     shapes_graph: bool = True  # whether a compiled graph depends on it
 
@@ -34,6 +33,7 @@ class Reading:
     warning: str | None = None
 
 
+# Which vLLM adapter runs: auto takes what the installed vLLM has, 0 is off.
 PLUGIN = Flag(
     name="HP_NORM_PLUGIN",
     values=("auto", "ir", "layer", "0"),
@@ -41,46 +41,44 @@ PLUGIN = Flag(
     # Whoever sets the flag to a word we do not know was most likely turning something off or
     # down; vLLM's own norm is the state that cannot surprise anyone.
     on_unknown="0",
-    meaning="which vLLM adapter runs: auto takes what the installed vLLM has, 0 is off",
     shapes_graph=False,  # the adapter does
     aliases={"1": "auto", "on": "auto", "true": "auto", "off": "0", "false": "0", "no": "0"},
 )
 
+# When the normalised value is rounded: once, after the weight, or before it too, as Hugging Face's
+# Llama does. auto is what is nearest to a vLLM without the plugin.
 ROUNDING = Flag(
     name="HP_NORM_ROUNDING",
     values=("auto", "once", "before_weight"),
     default="auto",
     on_unknown="auto",
-    meaning="when the normalised value is rounded: auto is each adapter's constant, once is after "
-    "the weight, before_weight is the order of Hugging Face Llama",
 )
 
+# Which norms of a compiled graph run on the operator: auto follows the measured rules, fused takes
+# only those with a residual, all every norm that the kernel can take.
 SCOPE = Flag(
     name="HP_NORM_SCOPE",
     values=("auto", "fused", "all"),
     default="auto",
     on_unknown="auto",
-    meaning="which norms of a compiled graph run on the operator: auto follows the measured rules, "
-    "fused only those with a residual, all every norm that the kernel can take",
 )
 
+# At which GPC of an H100 or H200 the product behind a norm of up to 32 tokens begins: auto times
+# the loaded model's own products from all but 0.
 FIRST_GPC = Flag(
     name="HP_NORM_FIRST_GPC",
     values=("auto", *map(str, range(8))),
     default="auto",
     on_unknown="auto",
-    meaning="at which GPC of an H100 or H200 the product behind a norm of up to 32 tokens begins: "
-    "auto times the loaded model's own products from all but 0",
     shapes_graph=False,
 )
 
+# Whether kernels may start before the one before has ended (programmatic dependent launch).
 PDL = Flag(
     name="HP_NORM_PDL",
     values=("1", "0"),
     default="1",
     on_unknown="1",
-    meaning="whether kernels may start before the one before has ended (programmatic dependent "
-    "launch)",
     aliases={"on": "1", "true": "1", "off": "0", "false": "0", "no": "0"},
     shapes_graph=False,
 )

@@ -143,6 +143,7 @@ def test_a_missing_library_is_a_line_not_a_traceback(monkeypatch):
     [
         (["--num-tokens", "-1"], "--num-tokens: must be at least 0, got -1"),
         (["--hidden-size", "65537"], "--hidden-size: must be 1 to 65536, got 65537"),
+        (["--hidden-size", "0"], "--hidden-size: must be 1 to 65536, got 0"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
@@ -232,16 +233,12 @@ def test_a_torch_that_does_not_import_is_a_line_not_a_traceback(tmp_path, argume
         return
     report = json.loads(done.stdout)
     assert (report["runs"], report["verdict"]) == (False, line)
+    problem = line.removeprefix("the operator cannot run: ")
+    for part in ("library", "rule"):
+        assert report[part]["error"] == problem, "what torch said the first time"
+    assert (report["vllm"]["adapter"], report["vllm"]["reason"]) == (None, problem)
     assert report["versions"]["torch"]  # as it is installed
     assert report["flags"]["HP_NORM_PLUGIN"]["value"] == "auto"
-
-
-def test_a_size_is_checked_without_torch_as_far_as_it_goes(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "torch_problem", lambda: "torch does not import: OSError: no")
-    assert command.parse(["--hidden-size", "65537"]).hidden_size == 65537
-    with pytest.raises(SystemExit):
-        command.parse(["--hidden-size", "0"])
-    assert "--hidden-size: must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_the_command_prints_json_and_its_status_follows_the_flag():

@@ -46,7 +46,6 @@ def test_every_flag_is_consistent(flag):
     assert flag.on_unknown in flag.values
     assert set(flag.aliases.values()) <= set(flag.values)
     assert not set(flag.aliases) & set(flag.values)
-    assert flag.meaning
 
 
 def test_read_all_reads_the_process_environment(monkeypatch):

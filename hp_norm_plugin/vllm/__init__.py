@@ -17,6 +17,9 @@ from hp_norm_plugin.vllm.host import Host, describe_foreign, detect
 # A child of vLLM's logger, so that the lines appear with vLLM's own format and level.
 logger = logging.getLogger("vllm.hp_norm")
 
+# What an adapter attaches to, for a log line.
+PLACES = {"ir": "IR for norms", "layer": "replaceable RMSNorm"}
+
 
 @dataclass(frozen=True)
 class Registration:
@@ -104,10 +107,12 @@ def plan(found: Host, mode: str) -> Registration:
     problem = _library_problem(found)
     if problem is not None:
         return Registration(None, f"vLLM's own norm runs: {problem}")
-    adapter = _choose(mode, found)
+    candidates = ("ir", "layer") if mode == "auto" else (mode,)
+    has = {"ir": found.has_ir, "layer": found.has_layer}
+    adapter = next((name for name in candidates if has[name]), None)
     if adapter is None:
-        where = f"vLLM {found.version} has no place for the {mode} adapter"
-        return Registration(None, f"{where}; its own norm runs")
+        lacks = " and ".join(f"no {PLACES[name]}" for name in candidates)
+        return Registration(None, f"vLLM {found.version} has {lacks}; its own norm runs")
     name = {"ir": "IR", "layer": "layer"}[adapter]
     what = f"{name} adapter, fused_add_rms_norm and rms_norm on {found.target}"
     return Registration(adapter, f"vLLM {found.version}, {what}")
@@ -144,13 +149,6 @@ def _share_flags_with_ray() -> None:
         ray_env.DEFAULT_ENV_VAR_PREFIXES.add("HP_NORM_")
     except (ImportError, AttributeError):  # a vLLM that asks elsewhere, or without Ray
         return
-
-
-def _choose(mode: str, found: Host) -> str | None:
-    """Return the adapter for a mode, or None when the installed vLLM has no place for it."""
-    has = {"ir": found.has_ir, "layer": found.has_layer}
-    candidates = ("ir", "layer") if mode == "auto" else (mode,)
-    return next((name for name in candidates if has[name]), None)
 
 
 def _library_problem(found: Host) -> str | None:

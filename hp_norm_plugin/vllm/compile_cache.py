@@ -23,7 +23,7 @@ def source_digest() -> str:
     """Return a short digest of the Python files that decide what goes into a graph."""
     package = Path(__file__).resolve().parent
     digest = hashlib.sha256()
-    above = [package.parent / f"{name}.py" for name in ("ops", "checks", "settings")]
+    above = [package.parent / f"{name}.py" for name in ("__init__", "ops", "checks", "settings")]
     for path in sorted([*package.glob("*.py"), *above]):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())

@@ -35,7 +35,10 @@ _scope = settings.read_flag(settings.SCOPE).value
 def rms_norm(
     x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> Tensor:
-    """Provider of `vllm.ir.ops.rms_norm`; `supports_args` has excluded a variance_size."""
+    """Provider of `vllm.ir.ops.rms_norm`: a new tensor of x's shape [..., hidden_size].
+
+    `supports_args` has excluded a variance_size, and what else `policy` declines.
+    """
     return torch.ops.hp_norm.rms_norm.default(
         x, weight, epsilon, round_before_weight=_round_before_weight
     )
@@ -49,6 +52,8 @@ def fused_add_rms_norm(
     variance_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Provider of `vllm.ir.ops.fused_add_rms_norm`: x becomes the output, x_residual the new one.
+
+    Both are [..., hidden_size], the weight is [hidden_size] or None.
 
     vLLM lowers it with a clone of both inputs and then removes the clones of what is not used
     again, inputs of a piece of the graph included, so that a layer's norms work on two buffers. A
@@ -148,12 +153,14 @@ def put_first() -> None:
                 for name in IR_OPS:
                     setattr(priority, name, [provider, *getattr(priority, name)])
         except Exception:
-            logger.exception("hp_norm: priority left as it was")
+            logger.exception("hp_norm: a model could not be decided on; vLLM's own norm runs in it")
             return original(vllm_config)
         try:
             token_ranges.split(vllm_config)
         except Exception:
-            logger.exception("hp_norm: the operator runs at every number of tokens")
+            logger.exception(
+                "hp_norm: numbers of tokens could not be split; the operator runs at all of them"
+            )
         return priority
 
     with_hp_norm.puts_hp_norm_first = True  # type: ignore[attr-defined]

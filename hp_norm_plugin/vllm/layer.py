@@ -9,6 +9,8 @@ This module is imported only where an adapter needs it: it imports vLLM's layers
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import Any
 
 import torch
@@ -58,7 +60,19 @@ class _OnOperator:
         return policy.decline(x, residual, weight, size) is not None
 
     def forward_cuda(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> Output:
-        """Run the operator, or vLLM's own code where it is better or must run."""
+        """Run the operator, or vLLM's own code where it is better or must run.
+
+        Parameters
+        ----------
+        x, residual
+            [..., hidden_size] each, of one dtype; both may be overwritten in eager mode.
+
+        Returns
+        -------
+        Tensor, or a pair of them with a residual
+            The output, and the sum of x and the residual, shaped as x.
+
+        """
         if self._declines(x, residual, self._hp_norm_weight(residual)):
             return super().forward_cuda(x, residual)  # type: ignore[misc]
         return self._hp_norm(x, residual)
@@ -129,6 +143,8 @@ class GemmaRMSNormLayer(_OnOperator, layernorm.GemmaRMSNorm):
 def replace_layer(name: str, cls: type) -> bool:
     """Register `cls` in place of vLLM's layer class `name`; again is a no-op.
 
+    A plugin that comes later may take the place over.
+
     Parameters
     ----------
     name
@@ -150,4 +166,26 @@ def replace_layer(name: str, cls: type) -> bool:
     known_as = cls.name
     custom_op.CustomOp.register_oot(cls, name=name)
     cls.name = known_as
+    _yield_to_later()
     return True
+
+
+def _yield_to_later() -> None:
+    """Have a plugin that replaces a layer after us take the place over; again is a no-op.
+
+    vLLM asserts on a second class of one name, within that plugin, and the server would end by it.
+    """
+    original = custom_op.CustomOp.register_oot.__func__
+    if getattr(original, "yields_hp_norm", False):
+        return
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def register_oot(cls: type, *args: Any, **kwargs: Any) -> Any:
+        name = signature.bind(cls, *args, **kwargs).arguments.get("name") or cls.__name__
+        if custom_op.op_registry_oot.get(name) in (RMSNormLayer, GemmaRMSNormLayer):
+            del custom_op.op_registry_oot[name]
+        return original(cls, *args, **kwargs)
+
+    register_oot.yields_hp_norm = True  # type: ignore[attr-defined]
+    custom_op.CustomOp.register_oot = classmethod(register_oot)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from hp_norm_plugin import settings
-from hp_norm_plugin.checks import DTYPES, MAX_HIDDEN_SIZE, same_shape
+from hp_norm_plugin import MAX_HIDDEN_SIZE, settings
+from hp_norm_plugin.checks import DTYPES, same_shape
 from hp_norm_plugin.vllm import quantization
 
 # A norm without a residual below this width is a per-head norm (q_norm and k_norm of Qwen3: 128,
@@ -19,24 +19,6 @@ from hp_norm_plugin.vllm import quantization
 # split before and the rotary embedding after them; as a kernel of their own they would be two
 # more launches a layer.
 MIN_PLAIN_HIDDEN_SIZE = 1024
-
-# Quantisation of weights alone leaves the norm's output in bf16 or fp16, so there is no
-# norm + quantisation to fuse. For other methods there may be, and it is worth more: a plain swap
-# made decode of an online-FP8 Llama-3.1-8B 0.5-0.6 % slower (H200, 2026-11).
-WEIGHT_ONLY_QUANTIZATION = frozenset(
-    {
-        "awq",
-        "auto_awq",
-        "awq_marlin",
-        "auto_gptq",
-        "gptq",
-        "gptq_marlin",
-        "bitsandbytes",
-        "gguf",
-        "moe_wna16",
-        "int8_per_channel_weight_only",
-    }
-)
 
 
 def uses_inductor(vllm_config: Any) -> bool:
@@ -64,25 +46,14 @@ def stand_aside(vllm_config: Any) -> str | None:
         vLLM's `VllmConfig`, after its defaults were applied.
 
     """
-    if "-rms_norm" in vllm_config.compilation_config.custom_ops:
-        return "custom_ops has -rms_norm"
-    return stand_aside_always() or _stand_aside_quantised(vllm_config)
+    for word in ("-rms_norm", "-gemma_rms_norm"):
+        if word in vllm_config.compilation_config.custom_ops:
+            return f"custom_ops has {word}"
+    return stand_aside_always() or quantization.may_fuse(vllm_config)
 
 
-def _stand_aside_quantised(vllm_config: Any) -> str | None:
-    model = vllm_config.model_config
-    method = None if model is None else model.quantization
-    if method is None:
-        return None
-    config = getattr(vllm_config, "quant_config", None)
-    weights_alone = str(method) in WEIGHT_ONLY_QUANTIZATION or (
-        str(method) == "compressed-tensors" and quantization.packs_weights_alone(config)
-    )
-    if weights_alone and not quantization.inputs_are_asked_for(config):
-        return None
-    return f"{method} quantisation may fuse with the norm"
-
-
+# Gemma hands in float(weight) + 1: Inductor computes it inside the norm, and fuses the norm after a
+# block with the add + norm before the next one.
 CONVERTED_WEIGHT = "converted weight (Inductor folds it into the norm)"
 
 # Architectures of vLLM 0.26 to 0.33 whose norms are all GemmaRMSNorm, by the beginnings of their
@@ -226,41 +197,42 @@ def decline_compiled(
         The value of `HP_NORM_SCOPE`.
 
     """
-    reason = decline(x, residual, weight, variance_size)
-    if reason is not None or scope == "all":
-        return reason
-    if residual is None:
-        if scope == "fused":
-            return "plain norm"
-        if x.shape[-1] < MIN_PLAIN_HIDDEN_SIZE:
-            return "narrow norm"
-    if weight is not None and weight.dtype != x.dtype:
-        # Gemma hands in float(weight) + 1: Inductor computes it inside the norm, and fuses the
-        # norm after a block with the add + norm before the next one.
-        return "converted weight"
-    return None
+    weight_dtype = None if weight is None else weight.dtype
+    return decline(x, residual, weight, variance_size) or better_in_inductor(
+        x.shape[-1], x.dtype, weight_dtype, residual is not None, scope
+    )
 
 
-def decline_width(
+def better_in_inductor(
     hidden_size: int,
-    weight_dtype: torch.dtype | None,
     dtype: torch.dtype,
+    weight_dtype: torch.dtype | None,
+    has_residual: bool,
     scope: str,
-    model_hidden_size: int,
 ) -> str | None:
-    """Return `decline_compiled`'s reason for a layer of this width, whatever its input.
+    """Return why a norm that the kernel could take is faster where Inductor fuses it, or None.
 
-    For the log line, which counts layers before any of them has run: those as wide as the model
-    are taken for norms with a residual, which all but a model's first have.
+    Parameters
+    ----------
+    hidden_size, dtype
+        Of the norm's input.
+    weight_dtype
+        Of the weight as it is handed in; None without one.
+    has_residual
+        Whether the norm adds a residual.
+    scope
+        The value of `HP_NORM_SCOPE`.
+
     """
-    if scope != "all":
-        if hidden_size != model_hidden_size:
-            if scope == "fused":
-                return f"no residual ({settings.SCOPE.name}=fused)"
-            if hidden_size < MIN_PLAIN_HIDDEN_SIZE:
-                return f"{hidden_size} wide (Inductor fuses it with its neighbours)"
-        if weight_dtype is not None and weight_dtype != dtype:
-            return CONVERTED_WEIGHT
+    if scope == "all":
+        return None
+    if not has_residual:
+        if scope == "fused":
+            return f"no residual ({settings.SCOPE.name}=fused)"
+        if hidden_size < MIN_PLAIN_HIDDEN_SIZE:
+            return f"{hidden_size} wide (Inductor fuses it with its neighbours)"
+    if weight_dtype is not None and weight_dtype != dtype:
+        return CONVERTED_WEIGHT
     return None
 
 

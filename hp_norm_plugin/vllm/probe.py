@@ -104,18 +104,21 @@ class WorkerProbe:
             How many tensors were filled. Quantised ones and their scales are left.
 
         """
+        from hp_norm_plugin.vllm import policy
+
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
-        dtype = self.vllm_config.model_config.dtype  # type: ignore[attr-defined]
+        config = self.vllm_config.model_config  # type: ignore[attr-defined]
+        # Such a model adds one to its norms' weights itself.
+        mean_of_norms = 0.0 if policy.converts_weights(config) else 1.0
         filled = 0
         with torch.no_grad():
             for index, (name, value) in enumerate(sorted(model.named_parameters())):
-                if value.dtype != dtype:
+                if value.dtype != config.dtype:
                     continue
                 generator = torch.Generator(device=value.device).manual_seed(int(seed) + index)
                 noise = torch.empty_like(value).normal_(0.0, 1.0, generator=generator)
                 if value.dim() == 1 and "norm" in name:
-                    gemma = "Gemma" in type(model).__name__
-                    value.copy_(noise.mul_(0.1).add_(0.0 if gemma else 1.0))
+                    value.copy_(noise.mul_(0.1).add_(mean_of_norms))
                 elif value.dim() >= 2:
                     value.copy_(noise.mul_(0.02))
                 else:

@@ -63,13 +63,15 @@ def _why_left(module: Any, vllm_config: Any, adapter: str, converts_weight: bool
     if getattr(module, "variance_size_override", None) is not None:
         return "variance_size_override"
     if policy.uses_inductor(vllm_config):
-        model = vllm_config.model_config
+        model, width = vllm_config.model_config, module.weight.numel()
         weight_dtype = torch.float32 if converts_weight else module.weight.dtype
-        scope, width = settings.read_flag(settings.SCOPE).value, module.weight.numel()
-        hidden_size = model.get_hidden_size()
-        declined = policy.decline_width(width, weight_dtype, model.dtype, scope, hidden_size)
-        if declined is not None:
-            return declined
+        scope = settings.read_flag(settings.SCOPE).value
+        # No layer has run yet: those as wide as the model are taken for norms with a residual,
+        # which all but a model's first have.
+        has_residual = width == model.get_hidden_size()
+        why = policy.better_in_inductor(width, model.dtype, weight_dtype, has_residual, scope)
+        if why is not None:
+            return why
     # vLLM looks layers up by the name of their class, and a subclass has another.
     if adapter == "layer" and not hasattr(module, "hp_norm_host"):
         return "a subclass, which is not replaced"

@@ -31,6 +31,8 @@ def clean(monkeypatch):
     monkeypatch.setattr(plugin, "_warned", None)
     monkeypatch.setattr(envs, "environment_variables", dict(envs.environment_variables))
     monkeypatch.setattr(custom_op, "op_registry_oot", dict(custom_op.op_registry_oot))
+    as_it_was = custom_op.CustomOp.__dict__["register_oot"]
+    monkeypatch.setattr(custom_op.CustomOp, "register_oot", as_it_was)
     loader = base_loader.BaseModelLoader
     monkeypatch.setattr(loader, "load_model", loader.load_model)
     # The attribute may be inherited: what register() sets must be deleted, not left as a copy.

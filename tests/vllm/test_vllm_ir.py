@@ -112,6 +112,20 @@ def test_compiled_by_dynamo_it_is_one_node(on_ir):
     assert torch.equal(out, ops.fused_add_rms_norm(x, residual, weight, 1e-5)[0])
 
 
+def test_a_call_that_is_declined_is_traced_by_dynamo_too(on_ir):
+    """The words of a reason are made while the graph is traced."""
+    from vllm.ir import enable_torch_wrap
+
+    x, weight = torch.randn(3, 8, 128).to(BF16), torch.randn(128).to(BF16)
+    native = ir.ops.rms_norm.impls["native"].impl_fn
+    with enable_torch_wrap(False), ir.ops.rms_norm.set_priority(["hp_norm", "native"]):
+        compiled = torch.compile(
+            lambda x, w: ir.ops.rms_norm(x, w, 1e-5), backend="eager", fullgraph=True, dynamic=True
+        )
+        for rows in (x, x[:2]):
+            assert torch.equal(compiled(rows, weight), native(rows, weight, 1e-5))
+
+
 def lowered(function, arguments, donated=()):
     """Trace a function and run the passes of a GPU engine on its graph, here on a CPU."""
     lowering = pytest.importorskip("vllm.compilation.passes.ir.lowering_pass")

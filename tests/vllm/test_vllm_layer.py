@@ -210,6 +210,29 @@ def test_a_subclass_is_left_alone(on_layer):
         assert type(ModelsOwnNorm(64)) is ModelsOwnNorm
 
 
+@pytest.mark.parametrize(
+    ("width", "model_width", "scope", "why"),
+    [
+        (512, 512, "auto", "operator"),
+        (128, 512, "auto", "128 wide (Inductor fuses it with its neighbours)"),
+        (1536, 7168, "auto", "operator"),
+        (1536, 7168, "fused", "no residual (HP_NORM_SCOPE=fused)"),
+        (7168, 7168, "fused", "operator"),
+        (128, 512, "all", "operator"),
+    ],
+)
+def test_what_a_layer_is_counted_as_by_its_width(
+    on_layer, make_config, monkeypatch, width, model_width, scope, why
+):
+    """A narrow model's own norms have a residual, and those run on the operator at any width."""
+    from hp_norm_plugin.vllm import report
+
+    monkeypatch.setenv("HP_NORM_SCOPE", scope)
+    module = build("RMSNorm", config(), width)
+    vllm_config = make_config(hidden_size=model_width)
+    assert report.count_layers(module, vllm_config, "layer") == {why: 1}
+
+
 def test_the_report_counts_layers_and_reasons(on_layer):
     from types import SimpleNamespace
 

@@ -94,14 +94,36 @@ def test_one_warning_and_their_layers_are_not_counted_as_ours(
     assert clean.registration().adapter == {"ir": "ir", "layer": None}[mode]
 
 
-@pytest.mark.skipif(not detect().has_ir, reason="vLLM without IR")
-def test_a_plugin_that_comes_after_us_is_seen_when_a_model_is_loaded(clean, load, lines):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_plugin_that_comes_after_us_takes_the_place_over(clean, load, lines, monkeypatch, mode):
+    """Else vLLM's assertion on a second class of one name would end their server."""
+    from vllm.model_executor.custom_op import CustomOp
+
+    monkeypatch.setenv("HP_NORM_PLUGIN", mode)
     clean.register()
     assert warnings(lines) == []
-    RMSNorm.register_oot(TheirNorm, name="RMSNorm")
-    load(RMSNorm)
-    assert [THEIRS in text for text in warnings(lines)] == [True]
-    assert lines()[-1][1].endswith(f"; 1 left: replaced by {THEIRS}")
+    RMSNorm.register_oot(TheirNorm)
+    CustomOp.register_oot(name="GemmaRMSNorm")(TheirGemmaNorm)
+    model = load(RMSNorm, GemmaRMSNorm)
+    assert [type(module) for module in model] == [TheirNorm, TheirGemmaNorm]
+    assert warnings(lines) == [
+        f"hp_norm: another plugin has replaced RMSNorm by {THEIRS}, GemmaRMSNorm by {THEIR_GEMMA}; "
+        "those layers are left to it"
+    ]
+    assert "0 of 2 norm layers on the operator" in lines()[-1][1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_only_our_own_place_is_given_up(clean, monkeypatch, mode):
+    """What two other plugins do to each other is as it is without us."""
+    from vllm.model_executor import custom_op
+
+    monkeypatch.setenv("HP_NORM_PLUGIN", mode)
+    clean.register()
+    custom_op.CustomOp.register_oot(_decorated_op_cls=TheirNorm, name="RMSNorm")
+    with pytest.raises(AssertionError, match="Duplicate op name: RMSNorm"):
+        RMSNorm.register_oot(ModelsOwnNorm)
+    assert custom_op.op_registry_oot["RMSNorm"] is TheirNorm
 
 
 @pytest.mark.parametrize("mode", MODES)

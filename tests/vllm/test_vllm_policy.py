@@ -6,13 +6,17 @@ import pytest
 import torch
 
 from hp_norm_plugin.gpu import library_covers
-from hp_norm_plugin.vllm import policy
+from hp_norm_plugin.vllm import policy, quantization
 
 BF16 = torch.bfloat16
 
 
 def rows(*shape, dtype=BF16):
     return torch.empty(shape, dtype=dtype)
+
+
+def wide(hidden_size):
+    return f"{hidden_size} wide (Inductor fuses it with its neighbours)"
 
 
 def test_a_plain_model_runs_on_the_operator(make_config):
@@ -31,14 +35,15 @@ def test_norm_and_quantisation_stay_together(make_config, method):
     assert policy.stand_aside_as_layer(make_config(quantization=method)) == reason
 
 
-@pytest.mark.parametrize("method", sorted(policy.WEIGHT_ONLY_QUANTIZATION))
+@pytest.mark.parametrize("method", sorted(quantization.WEIGHTS_ALONE))
 def test_weight_only_quantisation_has_nothing_to_fuse(make_config, method):
     assert policy.stand_aside(make_config(quantization=method)) is None
 
 
-def test_minus_rms_norm_means_vllms_own(make_config):
-    config = make_config(custom_ops=["all", "-rms_norm"])
-    assert policy.stand_aside(config) == "custom_ops has -rms_norm"
+@pytest.mark.parametrize("word", ["-rms_norm", "-gemma_rms_norm"])
+def test_minus_means_vllms_own(make_config, word):
+    config = make_config(custom_ops=["all", word])
+    assert policy.stand_aside(config) == f"custom_ops has {word}"
 
 
 def test_all_reduce_fusion_wins_over_the_layer_only(make_config):
@@ -134,19 +139,20 @@ def test_what_the_kernel_takes(x, residual, weight, size, reason):
     ("x", "residual", "weight", "scope", "reason"),
     [
         (rows(2, policy.MIN_PLAIN_HIDDEN_SIZE), None, None, "auto", None),
-        (rows(2, policy.MIN_PLAIN_HIDDEN_SIZE - 8), None, None, "auto", "narrow norm"),
+        (rows(2, policy.MIN_PLAIN_HIDDEN_SIZE - 8), None, None, "auto", wide(1016)),
         (rows(2, 8), rows(2, 8), None, "auto", None),
-        (rows(2, 32, 128), None, rows(128), "auto", "narrow norm"),
+        (rows(2, 32, 128), None, rows(128), "auto", wide(128)),
         (rows(1, 5, 4096), None, rows(4096), "auto", None),
         (rows(2, 32, 128), None, rows(128), "all", None),
-        (rows(2, 4096), None, rows(4096, dtype=torch.float32), "auto", "converted weight"),
-        (rows(2, 4096), rows(2, 4096), rows(4096, dtype=torch.float32), "auto", "converted weight"),
+        (rows(2, 4096), None, rows(4096, dtype=torch.float32), "auto", policy.CONVERTED_WEIGHT),
+        (rows(2, 4096), rows(2, 4096), rows(4096, dtype=torch.float32), "auto",
+         policy.CONVERTED_WEIGHT),
         (rows(2, 4096), None, rows(4096, dtype=torch.float32), "all", None),
-        (rows(2, 4096), None, rows(4096), "fused", "plain norm"),
+        (rows(2, 4096), None, rows(4096), "fused", "no residual (HP_NORM_SCOPE=fused)"),
         (rows(2, 4096), rows(2, 4096), rows(4096), "fused", None),
         (rows(2, 4096, dtype=torch.float64), None, None, "all", "dtype"),
     ],
-)
+)  # fmt: skip
 def test_what_stays_with_inductor(x, residual, weight, scope, reason):
     assert policy.decline_compiled(x, residual, weight, None, scope) == reason
 
@@ -171,23 +177,6 @@ def test_the_rules_hold_for_fake_tensors():
 )  # fmt: skip
 def test_which_gpus_a_library_covers(sm, archs, covers):
     assert library_covers(sm, archs) is covers
-
-
-@pytest.mark.parametrize(
-    ("width", "model", "scope", "reason"),
-    [
-        (512, 512, "auto", None),
-        (128, 512, "auto", "128 wide (Inductor fuses it with its neighbours)"),
-        (1536, 7168, "auto", None),
-        (1536, 7168, "fused", "no residual (HP_NORM_SCOPE=fused)"),
-        (7168, 7168, "fused", None),
-        (128, 512, "all", None),
-    ],
-)
-def test_what_a_layer_is_counted_as_by_its_width(width, model, scope, reason):
-    """A narrow model's own norms have a residual, and those run on the operator at any width."""
-    dtype = torch.bfloat16
-    assert policy.decline_width(width, dtype, dtype, scope, model) == reason
 
 
 def test_rows_upon_each_other_are_declined():

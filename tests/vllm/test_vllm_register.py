@@ -130,15 +130,18 @@ def test_layer_adapter_where_vllm_has_no_ir(clean, monkeypatch):
     assert clean.registration().adapter == "layer"
 
 
-@pytest.mark.parametrize("mode", ["auto", "ir"])
-def test_no_place_for_an_adapter(clean, lines, monkeypatch, mode):
-    host = Host(version="9.9", platform="cpu", sm=None, has_ir=False, has_layer=mode == "ir")
+@pytest.mark.parametrize(
+    ("mode", "lacks"),
+    [("auto", "no IR for norms and no replaceable RMSNorm"), ("ir", "no IR for norms"),
+     ("layer", "no replaceable RMSNorm")],
+)  # fmt: skip
+def test_no_place_for_an_adapter(clean, lines, monkeypatch, mode, lacks):
+    has = {"has_ir": mode == "layer", "has_layer": mode == "ir"}
+    host = Host(version="9.9", platform="cpu", sm=None, **has)
     monkeypatch.setattr(clean, "detect", lambda: host)
     monkeypatch.setenv("HP_NORM_PLUGIN", mode)
     clean.register()
-    assert lines() == [
-        ("WARNING", f"hp_norm: vLLM 9.9 has no place for the {mode} adapter; its own norm runs")
-    ]
+    assert lines() == [("WARNING", f"hp_norm: vLLM 9.9 has {lacks}; its own norm runs")]
 
 
 def test_an_exception_leaves_vllm_as_it_was(clean, lines, monkeypatch):
@@ -203,7 +206,7 @@ def test_ray_actors_get_the_flags(clean, monkeypatch, plugin):
     assert {"HP_NORM_PLUGIN", "HP_NORM_ROUNDING"} <= ray_env.get_env_vars_to_copy()
 
 
-def test_an_exception_in_the_policy_leaves_the_priority(clean, monkeypatch):
+def test_an_exception_in_the_policy_leaves_the_priority(clean, lines, monkeypatch):
     from hp_norm_plugin.vllm import policy
 
     before = priority()
@@ -214,6 +217,8 @@ def test_an_exception_in_the_policy_leaves_the_priority(clean, monkeypatch):
 
     monkeypatch.setattr(policy, "stand_aside", broken)
     assert priority() == before
+    said = "hp_norm: a model could not be decided on; vLLM's own norm runs in it"
+    assert ("ERROR", said) in lines()
 
 
 class Status:

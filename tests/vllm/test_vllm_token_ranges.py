@@ -68,7 +68,10 @@ def test_a_failure_leaves_the_operator_at_every_number(on_cuda, make_config, lin
     config = make_config()
     config.model_config.get_hidden_size = None  # not callable
     assert on_cuda.get_default_ir_op_priority(config).rms_norm[0] == "hp_norm"
-    assert lines()[-1] == ("ERROR", "hp_norm: the operator runs at every number of tokens")
+    assert lines()[-1] == (
+        "ERROR",
+        "hp_norm: numbers of tokens could not be split; the operator runs at all of them",
+    )
 
 
 def test_on_a_cpu_nothing_is_split(clean, make_config):
