@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
@@ -42,6 +43,15 @@ def keep(args: argparse.Namespace, result: dict) -> Path:
     asked = {name: value for name, value in vars(args).items() if name != "out"}
     report.write_json(path, {**result, "arguments": asked})
     return path
+
+
+def check_out(out: str) -> None:
+    """Raise ValueError when nothing can be written to `out`: before a run of minutes, not after."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise ValueError(f"--out: {out} cannot be written to ({error.strerror})") from None
 
 
 def draw(args: argparse.Namespace, console: Console, title: str, bars: dict) -> None:
@@ -125,7 +135,9 @@ def main(argv: list[str] | None = None) -> int:
         if not args.gpu:
             console.print("no GPU: comparing on the CPU")
             memory.check(args)
-        result = modes[args.mode](models.resolve(args.model), args, console)
+        model = models.resolve(args.model)
+        check_out(args.out)
+        result = modes[args.mode](model, args, console)
     except (EngineError, ValueError) as error:
         # A log's brackets are no markup, and its lines are to stay whole.
         Console(stderr=True, soft_wrap=True).print(

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -121,6 +122,13 @@ def test_spread_is_relative_and_robust():
     assert stats.spread([1.0, 1.0, 1.0, 1.0, 9.0]) == 0.0
     assert stats.spread([1.0, 3.0]) == pytest.approx(0.5)
     assert stats.spread([1.0]) is None
+
+
+@pytest.mark.parametrize(("on", "off"), [([0.0] * 3, [0.0] * 3), ([1.0, 2.0], [0.0, 0.0])])
+def test_nothing_to_compare_with_is_no_error(on, off):
+    """It would come at the end of a run, and take all else that was measured with it."""
+    assert all(math.isnan(value) for value in stats.paired_ratio(on, off))
+    assert math.isnan(stats.spread([0.0, 0.0]))
 
 
 def test_norm_share_counts_ours_apart_from_inductors():
@@ -272,6 +280,17 @@ def test_a_run_that_is_cut_off_leaves_what_it_measured(tmp_path):
     assert "out" not in found["arguments"]
 
 
+def test_what_is_not_finite_is_a_word_in_the_json(tmp_path):
+    """Python would write Infinity and NaN, which other readers of JSON refuse."""
+    args = serve_llama.parse(
+        ["server", "--request-rates", "2", "inf", "--out", str(tmp_path)], gpu=False
+    )
+    path = serve_llama.keep(args, {"rows": [{"ratio": math.nan, "raw": (-math.inf, 1.5, None)}]})
+    kept = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert kept["arguments"]["request_rates"] == [2.0, "inf"]
+    assert kept["rows"] == [{"ratio": "nan", "raw": ["-inf", 1.5, None]}]
+
+
 def test_of_a_prefill_the_first_tokens_are_compared():
     work = {"kind": "prefill", "batch": 8, "input_len": 4, "output_len": 1}
     slow = {**runs([]), "first_token_s": [1.5, 1.5]}
@@ -394,6 +413,14 @@ def test_unknown_model(name, capsys):
     assert f"--model {name}: neither one of" in capsys.readouterr().err.replace("\n", " ")
 
 
+def test_nothing_is_started_that_could_not_be_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(models, "resolve", lambda name: models.Model("x", "x", "auto", 1))
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "out"
+    assert serve_llama.main(["--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"--out: {out} cannot be written to (Not a directory)\n"
+
+
 def test_directory_without_a_config(tmp_path):
     with pytest.raises(ValueError, match="has no config.json"):
         models.resolve(str(tmp_path))
@@ -468,11 +495,17 @@ def test_without_matplotlib_there_is_no_chart_and_no_error(tmp_path, monkeypatch
         (["--memory", "0"], "--memory: must be above 0 and at most 1, got 0.0"),
         (["--memory", "1.1"], "--memory: must be above 0 and at most 1, got 1.1"),
         (["--memory", "nan"], "--memory: must be above 0 and at most 1, got nan"),
-        (["--kv-cache-gib", "0"], "--kv-cache-gib: must be above 0, got 0.0"),
+        (["--kv-cache-gib", "0"], "--kv-cache-gib: must be above 0 and at most 1024, got 0.0"),
+        (["--kv-cache-gib", "inf"], "--kv-cache-gib: must be above 0 and at most 1024, got inf"),
         (["--request-rates", "1", "0"], "--request-rates: must be above 0, got 0.0"),
+        (["server", "--request-rates"], "--request-rates: expected at least one argument"),
         (["swap", "--plugin", "layer"], "swap: needs the IR adapter and compilation"),
         (["swap", "--enforce-eager"], "swap: needs the IR adapter and compilation"),
         (["swap", "--variant", "a", "B=1"], "swap: needs the IR adapter and compilation"),
+        (["server", "--engines", "2"], "--engines: is for offline and swap, got mode server"),
+        (["tokens", "--variant", "a", "B=1"], "--variant: is for offline, got mode tokens"),
+        (["cache", "--one-cache"], "--one-cache: is for offline and swap, got mode cache"),
+        (["--request-rates", "2"], "--request-rates: is for server, got mode offline"),
         (["swap", "--quantization", "awq"], "swap: --quantization: must be one that the plugin"),
     ],
 )

@@ -288,10 +288,12 @@ class FakeServer(contextlib.nullcontext):
     """Takes 200 us a step, 4 of them for its five norms with the plugin off, and 8 with it on."""
 
     kind = "server"
+    asked: dict[str, list[int]] = {}
 
     def __init__(self, name, port, command, environment, log):
         self.name, self.port = name, port
         self.steps = 0
+        self.asked = FakeServer.asked.setdefault(name, [])
 
     def __enter__(self):
         return self
@@ -306,7 +308,7 @@ class FakeServer(contextlib.nullcontext):
 
     def rpc(self, method):
         if method == "hp_norm_state":
-            return [{"reason": "faked"}]
+            return [{"reason": "faked", "layers": {"operator": 5}, "left": [], "first_gpc": []}]
         if method == "hp_norm_profile_start":
             self.steps = 0
             return None
@@ -320,7 +322,8 @@ class FakeServer(contextlib.nullcontext):
     def post(self, path, body):
         assert path == "/v1/completions" and len(body["prompt"]) == 16
         self.steps += body["max_tokens"]
-        return {"choices": [{"text": "w5"}]}
+        self.asked.append(body["max_tokens"])
+        return {"choices": [{"text": "w5" * body["max_tokens"]}]}
 
 
 class FakeLoad(contextlib.nullcontext):
@@ -352,6 +355,7 @@ def test_a_whole_run_of_server_mode(tmp_path, monkeypatch, repeats, ratio):
     monkeypatch.setattr(server, "Server", FakeServer)
     monkeypatch.setattr(server, "EngineClient", FakeLoad)
     monkeypatch.setattr(server, "check_port", lambda port: None)
+    monkeypatch.setattr(FakeServer, "asked", {})
     words = ["server", "--batch-sizes", "4", "--repeats", repeats, "--out", str(tmp_path)]
     args = serve_llama.parse(words, gpu=False)
     console = Console(record=True, width=140)
@@ -367,7 +371,13 @@ def test_a_whole_run_of_server_mode(tmp_path, monkeypatch, repeats, ratio):
         ["off, 1", "200.0", "4.0", "2.0%", "5", "0"],
         ["on, 1", "200.0", "8.0", "4.0%", "5", "5"],
     ]
-    assert result["ok"] and result["verdict"].endswith("with it off; 17 greedy tokens agree")
+    assert result["ok"] and result["verdict"] == (
+        "the operator ran 5 times a decode step (5 norm layers on it), 0 times with the plugin "
+        "off; 17 greedy tokens agree"
+    )
+    # A first profile, and two that are subtracted; the text is that of the last.
+    assert FakeServer.asked == {"off": [1, 1, 17], "on": [1, 1, 17]}
+    assert result["texts"] == {"off": "w5" * 17, "on": "w5" * 17}
     kept = json.loads(path.read_text(), parse_constant=pytest.fail)
     names = {one["plugin"]: {k["name"] for k in one["kernels"]} for one in kept["profiles"]}
     assert names == {"off": {"rms_norm", "product"}, "on": {"hp_norm", "product"}}

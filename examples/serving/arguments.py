@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from hp_norm_plugin.vllm import policy
+from hp_norm_plugin.vllm import quantization
 from serving import cache, offline
 
 
@@ -40,13 +40,21 @@ LIMITS = {
     "warmup": Limits(0),
     "engines": Limits(1),
     "memory": Limits(0, 1, above=True),
-    "kv_cache_gib": Limits(0, above=True),
+    "kv_cache_gib": Limits(0, 1024, above=True),
     "max_model_len": Limits(1),
     "seeds": Limits(1),
     "port": Limits(1, 65534),  # and the next one
     "request_rates": Limits(0, above=True),
     "num_prompts": Limits(1),
     "starts": Limits(2, len(cache.ORDER)),
+}
+
+# Options that would change what is compared, with their names here, and the modes that have them.
+MODES = {
+    "--engines": ("engines", ("offline", "swap")),
+    "--variant": ("variants", ("offline",)),
+    "--one-cache": ("one_cache", ("offline", "swap")),
+    "--request-rates": ("request_rates", ("server",)),
 }
 
 
@@ -119,7 +127,10 @@ def _parser(gpu: bool) -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--seeds", type=int, default=3, help="tokens: how many prompts")
     add("--port", type=int, default=8731, help="server: this port and the next are used")
-    add("--request-rates", type=float, nargs="*", help="server: instead of concurrencies")
+    add(
+        "--request-rates", type=float, nargs="+",
+        help="server: requests a second, instead of concurrencies; inf: all at once",
+    )  # fmt: skip
     add("--num-prompts", type=int, default=64 if gpu else 8, help="server: requests of one drive")
     add("--starts", type=int, default=5 if gpu else 3, help="cache: on, off, on, off, on")
     add("--out", default="serve_llama_out", help="directory for the JSON and the logs")
@@ -139,7 +150,10 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
                 parser.error(f"--{name.replace('_', '-')}: must be {limits}, got {value}")
     if args.mode == "swap" and (args.plugin == "layer" or args.enforce_eager or args.variants):
         parser.error("swap: needs the IR adapter and compilation, and has no --variant")
-    if args.mode == "swap" and args.quantization in policy.WEIGHT_ONLY_QUANTIZATION:
+    if args.mode == "swap" and args.quantization in quantization.WEIGHTS_ALONE:
         rule = "must be one that the plugin leaves alone (vLLM decides on fusions when it starts)"
         parser.error(f"swap: --quantization: {rule}, got {args.quantization}")
+    for option, (name, modes) in MODES.items():
+        if args.mode not in modes and getattr(args, name) != parser.get_default(name):
+            parser.error(f"{option}: is for {' and '.join(modes)}, got mode {args.mode}")
     return args

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -163,7 +164,7 @@ def compare(what: str, times: dict[str, Sequence[float]]) -> dict[str, Any]:
     With several engines of a setting, the ratio is of their means, and its spread the standard
     error between engines; with one of each, the median over the interleaved pairs.
     """
-    medians = {name: stats.median(values) for name, values in times.items()}
+    medians = {name: statistics.median(values) for name, values in times.items()}
     ons, offs = ([medians[name] for name in more_of(setting, medians)] for setting in (ON, OFF))
     if len(ons) + len(offs) > 2:
         ratio, spread = stats.ratio_of_means(ons, offs)
@@ -256,19 +257,14 @@ def graphs(result: dict[str, Any]) -> str:
     return "graphs of one compile cache: " + "; ".join(words)
 
 
-def calls_per_step(result: dict[str, Any]) -> dict[str, float]:
-    """Return how often the operator ran in a decode step with the plugin off, and on."""
-    return {
+def verdict(result: dict[str, Any]) -> tuple[bool, str]:
+    """Return whether the operator ran with the plugin on, and not with it off; and one sentence."""
+    calls = {
         name: max(
             p["summary"]["hp_norm_per_step"] for p in result["profiles"] if p["plugin"] == name
         )
         for name in (OFF, ON)
     }
-
-
-def verdict(result: dict[str, Any]) -> tuple[bool, str]:
-    """Return whether the operator ran with the plugin on, and not with it off; and one sentence."""
-    calls = calls_per_step(result)
     state = result["state"][ON]
     if calls[OFF] > 0:
         return False, f"the operator ran {calls[OFF]:g} times a step with the plugin off"

@@ -49,7 +49,17 @@ def _output(*command: str) -> str | None:
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Write a result with the environment that it was measured in."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"environment": environment(), **result}, indent=1) + "\n")
+    found = _finite({"environment": environment(), **result})
+    path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with the words "inf" and "nan" for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: _finite(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(member) for member in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_offline(console: Console, title: str, result: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import statistics
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -89,22 +90,22 @@ def bench(
 
 def look(server: Server, model: Model, args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Return what one request generates, greedily, and a profile of its decode steps."""
-    length = decode_profile.output_len(args)
+    texts = []
 
-    def generate(tokens: int) -> str:
+    def generate(tokens: int) -> None:
         body = {
             "model": model.path, "prompt": [5 + i % 1000 for i in range(args.input_len)],
             "max_tokens": tokens, "temperature": 0.0, "ignore_eos": True,
         }  # fmt: skip
-        return server.post("/v1/completions", body)["choices"][0]["text"]
+        texts.append(server.post("/v1/completions", body)["choices"][0]["text"])
 
     profile = decode_profile.take(
         start=lambda: server.rpc("hp_norm_profile_start"),
         generate=generate,
         stop=lambda: server.rpc("hp_norm_profile_stop")[0],
-        output_len=length,
+        output_len=decode_profile.output_len(args),
     )
-    return generate(length), decode_profile.summarised(profile)
+    return texts[-1], decode_profile.summarised(profile)
 
 
 def loads(args: argparse.Namespace) -> list[dict[str, str]]:
@@ -190,19 +191,14 @@ def _summary(raw: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     for metric in METRICS:
         values = {name: [result[metric] for result in results] for name, results in raw.items()}
         ratio, spread = stats.paired_ratio(values[offline.ON], values[offline.OFF])
-        medians = {name: stats.median(found) for name, found in values.items()}
+        medians = {name: statistics.median(found) for name, found in values.items()}
         row[metric] = {**medians, "ratio": ratio, "spread": spread}
     return row
 
 
 def verdict(result: dict[str, Any]) -> tuple[bool, str]:
-    """Return whether the operator ran in the one server and not in the other; one sentence."""
-    calls = offline.calls_per_step(result)
+    """Return what `offline.verdict` does, and whether the greedy texts agree."""
+    ran, sentence = offline.verdict(result)
     tokens = result["profiles"][0]["decode_steps"] + 1
     same = result["texts"][offline.OFF] == result["texts"][offline.ON]
-    words = (
-        f"the operator ran {calls[offline.ON]:g} times a step with the plugin on, "
-        f"{calls[offline.OFF]:g} times with it off; "
-        f"{tokens} greedy tokens {'agree' if same else 'differ'}"
-    )
-    return calls[offline.ON] > 0 and calls[offline.OFF] == 0, words
+    return ran, f"{sentence}; {tokens} greedy tokens {'agree' if same else 'differ'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -13,31 +14,32 @@ OURS = re.compile(r"hp_norm")
 NORM = re.compile(r"hp_norm|rsqrt|rms_?norm|RMSNorm", re.IGNORECASE)
 
 
-def median(values: Sequence[float]) -> float:
-    """Return the median."""
-    return statistics.median(values)
-
-
 def spread(values: Sequence[float]) -> float | None:
     """Return half the distance between the quartiles over the median: a robust relative error.
 
-    None of a single value, which says nothing about the next one.
+    None of a single value, which says nothing about the next one; nan where the median is 0.
     """
     if len(values) < 2:
         return None
-    if len(values) < 3:
-        return (max(values) - min(values)) / 2 / median(values)
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return (high - low) / 2 / median(values)
+    low, high = min(values), max(values)
+    if len(values) > 2:
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return _over((high - low) / 2, statistics.median(values))
 
 
 def paired_ratio(on: Sequence[float], off: Sequence[float]) -> tuple[float, float | None]:
     """Return the median of on/off over the interleaved pairs, and its spread.
 
-    Neighbours in time are compared, so that a clock that drifts over the run cancels.
+    Neighbours in time are compared, so that a clock that drifts over the run cancels. nan where
+    there is nothing to compare with: a server whose answers come in one piece has no time between
+    tokens.
     """
-    ratios = [a / b for a, b in zip(on, off, strict=True)]
-    return median(ratios), spread(ratios)
+    ratios = [_over(a, b) for a, b in zip(on, off, strict=True)]
+    return statistics.median(ratios), spread(ratios)
+
+
+def _over(value: float, base: float) -> float:
+    return value / base if base else math.nan
 
 
 def ratio_of_means(on: Sequence[float], off: Sequence[float]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ import torch
 from hp_norm_plugin.vllm import registration, token_ranges
 from hp_norm_plugin.vllm.host import IR_OPS
 from hp_norm_plugin.vllm.probe import WorkerProbe, compile_counters
-from serving.graph_times import GraphTimes
+from serving.graph_times import GraphTimes, back_to_back
 
 WORKER_EXTENSION = "serving.swap_worker.WorkerSwap"
 # Who has the CUDA graphs has the memory pool for the next ones, too: by the names that vLLM's
@@ -34,6 +34,13 @@ class Graphs:
     priority: dict[str, list[str]]
     cache_dir: str  # below the cache folder that it was compiled in
     counters: dict[str, int]  # vLLM's, of this compilation
+
+    def of_step(self, num_tokens: int) -> torch.cuda.CUDAGraph | None:
+        """Return the CUDA graph of a whole decode step of so many tokens, or None."""
+        for size, graph in self.cuda.items():
+            if size.num_tokens == num_tokens:
+                return getattr(graph, "cudagraph", graph)  # the older model runner wraps it
+        return None
 
 
 class WorkerSwap(WorkerProbe):
@@ -138,41 +145,26 @@ class WorkerSwap(WorkerProbe):
             The last step had fewer requests: attention would do less than in such a step.
 
         """
-        graphs = {name: self._of_step(self._hp_norm_graphs[name], num_tokens) for name in names}
+        graphs = {name: self._hp_norm_graphs[name].of_step(num_tokens) for name in names}
         seconds: dict[str, list[float]] = {name: [] for name in names}
         if None in graphs.values():
             return seconds
         buffers = getattr(self.model_runner, "input_buffers", None)  # type: ignore[attr-defined]
         if buffers is not None and not bool((buffers.seq_lens[:num_tokens] > 0).all()):
             raise RuntimeError(f"swap: the last step had fewer than {num_tokens} requests")
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         for _ in range(rounds):
             for name, graph in graphs.items():
-                graph.replay()  # the next is queued while it runs
-                start.record()
-                for _ in range(replays):
-                    graph.replay()
-                stop.record()
-                stop.synchronize()
-                seconds[name].append(start.elapsed_time(stop) / replays / 1e3)
+                seconds[name].append(back_to_back(graph, replays))
         return seconds
 
     def hp_norm_watch(self, num_tokens: int) -> None:
         """Time the CUDA graph of every decode step of so many requests, as it is replayed."""
-        graph = self._of_step(self._hp_norm_graphs[self._hp_norm_used], num_tokens)
+        graph = self._hp_norm_graphs[self._hp_norm_used].of_step(num_tokens)
         self._hp_norm_watched = GraphTimes(graph).start() if graph is not None else None
 
     def hp_norm_watched(self) -> dict[str, Any]:
         """Stop that, and return what `GraphTimes.stop` does; nothing where there is no graph."""
         return self._hp_norm_watched.stop() if self._hp_norm_watched is not None else {}
-
-    @staticmethod
-    def _of_step(graphs: Graphs, num_tokens: int) -> torch.cuda.CUDAGraph | None:
-        """Return the CUDA graph of a whole decode step, or None."""
-        for size, graph in graphs.cuda.items():
-            if size.num_tokens == num_tokens:
-                return getattr(graph, "cudagraph", graph)
-        return None
 
     def _compiled_modules(self) -> list[Any]:
         """Return the parts of the model that vLLM compiles, each ahead of time."""
