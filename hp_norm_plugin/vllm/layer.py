@@ -51,10 +51,11 @@ class _OnOperator:
     def _stands_aside(self, vllm_config: Any) -> bool:
         return policy.stand_aside_as_layer(vllm_config) is not None
 
-    def _declines(self, x: torch.Tensor, residual: torch.Tensor | None, weight: Any) -> bool:
-        size = getattr(self, "variance_size_override", None)
+    def _declines(self, x: torch.Tensor, residual: torch.Tensor | None) -> bool:
         if self.hp_norm_compiled is None:
             return True
+        size = getattr(self, "variance_size_override", None)
+        weight = self._hp_norm_weight(residual)
         if self.hp_norm_compiled:
             return policy.decline_compiled(x, residual, weight, size, _scope) is not None
         return policy.decline(x, residual, weight, size) is not None
@@ -73,19 +74,19 @@ class _OnOperator:
             The output, and the sum of x and the residual, shaped as x.
 
         """
-        if self._declines(x, residual, self._hp_norm_weight(residual)):
+        if self._declines(x, residual):
             return super().forward_cuda(x, residual)  # type: ignore[misc]
         return self._hp_norm(x, residual)
 
     def forward_cpu(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> Output:
         """As `forward_cuda`, on a CPU."""
-        if self._declines(x, residual, self._hp_norm_weight(residual)):
+        if self._declines(x, residual):
             return super().forward_cpu(x, residual)  # type: ignore[misc]
         return self._hp_norm(x, residual)
 
     def forward_native(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> Output:
         """As `forward_cuda`; this is what runs under Inductor, where custom_ops is "none"."""
-        if self._declines(x, residual, self._hp_norm_weight(residual)):
+        if self._declines(x, residual):
             return super().forward_native(x, residual)  # type: ignore[misc]
         return self._hp_norm(x, residual)
 

@@ -99,6 +99,7 @@ for engine in engines:
 
 UNKNOWN_SIZES = """
 import sys
+import torch
 from vllm import LLM, SamplingParams
 
 sys.path.insert(0, sys.argv[1])
@@ -109,16 +110,23 @@ engine = LLM(model=models.resolve("tiny-llama").path, compilation_config=compila
              max_model_len=64, max_num_seqs=2, kv_cache_memory_bytes=2**26,
              skip_tokenizer_init=True, seed=0)
 params = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True, detokenize=False)
-out = engine.generate([{"prompt_token_ids": list(range(5, 21))}], params, use_tqdm=False)
-print("TOKENS", list(out[0].outputs[0].token_ids))
+import hp_norm_plugin.vllm as plugin
+print("ADAPTER", plugin.registration().adapter)
+with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    engine.generate([{"prompt_token_ids": list(range(5, 21))}], params, use_tqdm=False)
+print("CALLS", sum(e.count for e in profile.key_averages() if e.key.startswith("hp_norm::")))
 """
 
 
-def test_sizes_that_dynamo_does_not_know(python, tmp_path):
+@pytest.mark.parametrize("adapter", ["ir", "layer"])
+def test_sizes_that_dynamo_does_not_know(python, tmp_path, adapter):
     """No check of ours may ask for one: the engine would end where vLLM measures its memory."""
-    done = run_script(python, UNKNOWN_SIZES, VLLM_CACHE_ROOT=str(tmp_path))
-    assert "TOKENS" in done.stdout
+    environ = {"VLLM_CACHE_ROOT": str(tmp_path), "HP_NORM_PLUGIN": adapter}
+    done = run_script(python, UNKNOWN_SIZES, **environ)
+    assert f"ADAPTER {adapter}" in done.stdout
     assert "5 of 5 norm layers on the operator" in done.stdout + done.stderr
+    # Five norms in each of five steps.
+    assert "CALLS 25" in done.stdout
 
 
 def test_two_engines_in_one_process(python):
