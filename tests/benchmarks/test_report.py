@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import charts, records, report, results, shapes, tables
+from benchmarks import analysis, charts, records, report, results, shapes, tables
 from benchmarks.tables import TABLES
 
 
@@ -254,6 +254,23 @@ def test_the_committed_documents_say_what_the_committed_results_say():
     found = results.load(sorted(report.RESULTS.glob("*.csv")), sorted(report.DTYPES.glob("*.csv")))
     stale = report.stale(report.ROOT, found)
     assert not stale, f"run make bench-report: {', '.join(path.name for path in stale)}"
+
+
+def test_readmes_words_are_those_of_its_table():
+    """What stands above the table of bounds by hand."""
+    found = results.load(sorted(report.RESULTS.glob("*.csv")), sorted(report.DTYPES.glob("*.csv")))
+    h200 = found[results.DEFAULT_DEVICE]
+    means = [bound.reached for bound in analysis.all_bounds(h200.cells, h200.dtypes)
+             if bound.name.endswith("geometric mean to the best peer")]  # fmt: skip
+    few, some, many, most = (f"{mean:.2f}" for mean in means)
+    words = (f"**1 to 8 tokens: {few} times** as fast as the best peer of each cell (geometric "
+             f"mean), 16 to 256: {some}, 512 and 1024: {many}, 2048 and more, where all wait for "
+             f"DRAM: {most}.")  # fmt: skip
+    readme = " ".join((report.ROOT / "README.md").read_text().split())
+    assert words in readme
+    fused = h200.cells[h200.cells["op"] == "fused_add"]
+    assert "**The fused add loses no cell** to any peer" in readme
+    assert fused[["ratio_to_peer", "ratio_to_copy"]].min().min() >= 1
 
 
 def test_main_rewrites_draws_and_prints_the_bounds(tmp_path, csvs, capsys):
