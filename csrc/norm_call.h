@@ -16,7 +16,7 @@
 
 namespace hp_norm {
 
-// What the kernels need to know, and nothing of torch's own types but the dtype.
+// What the kernels need to know, and nothing of torch's own types.
 struct NormCall {
   const char* op;        // the operator's name, for what the kernels' side refuses
   const void* x;         // [num_tokens, hidden_size], row stride x_stride
@@ -33,8 +33,10 @@ struct NormCall {
   float eps;
   float weight_offset;
   bool round_before_weight;
-  bool weight_is_float32;  // the weight is float32 whatever x is
-  ScalarType dtype;        // of x, residual and both outputs
+  bool weight_is_float32;     // the weight is float32 whatever x is
+  DType dtype;                // of x, residual and both outputs
+  int64_t elem_bytes;         // of that dtype
+  int64_t weight_elem_bytes;  // of an element of the weight
   int32_t device_index;
 };
 
@@ -118,13 +120,15 @@ struct OpEntries {
     call.weight_offset = static_cast<float>(weight_offset);
     if (call.weight_offset == 0.0f) call.weight_offset = -0.0f;
     call.round_before_weight = round_before_weight;
-    call.dtype = *kernel_dtype(x.dtype);
+    const DTypeFacts& dtype = *find_dtype(x.dtype);
+    call.dtype = dtype.dtype;
+    call.elem_bytes = dtype.bytes;
+    call.weight_elem_bytes = call.weight_is_float32 ? sizeof(float) : dtype.bytes;
     call.device_index = x.device_index;
 
     if constexpr (in_place) {
-      const int64_t bytes = call.dtype == ScalarType::Float ? 4 : 2;
-      check_no_overlap(op, x_rows, residual_rows, bytes, call.weight,
-                       call.weight_is_float32 ? 4 : 2);
+      check_no_overlap(op, x_rows, residual_rows, call.elem_bytes, call.weight,
+                       call.weight_elem_bytes);
       call.out = x_rows.data;
       call.out_stride = x_rows.row_stride;
       call.residual_out = residual_rows.data;

@@ -14,9 +14,10 @@
 #include <stdexcept>
 #include <string>
 
+#include "dtypes.h"
+
 namespace hp_norm {
 
-using torch::headeronly::ScalarType;
 using Ints = torch::headeronly::IntHeaderOnlyArrayRef;
 
 inline constexpr int64_t kMaxHiddenSize = 65536;
@@ -69,15 +70,8 @@ struct Rows {
                            ", got " + value);
 }
 
-// The dtypes that the kernels know.
-inline std::optional<ScalarType> kernel_dtype(int32_t dtype) {
-  if (dtype == aoti_torch_dtype_bfloat16()) return ScalarType::BFloat16;
-  if (dtype == aoti_torch_dtype_float16()) return ScalarType::Half;
-  if (dtype == aoti_torch_dtype_float32()) return ScalarType::Float;
-  return std::nullopt;
-}
-
 inline std::string dtype_name(int32_t dtype) {
+  using torch::headeronly::ScalarType;
   switch (torch::stable::detail::to<ScalarType>(torch::stable::detail::from(dtype))) {
     case ScalarType::BFloat16: return "bfloat16";
     case ScalarType::Half: return "float16";
@@ -160,7 +154,7 @@ inline Rows check_rows(const char* op, const char* argument, const TensorView& t
 }
 
 inline Rows check_x(const char* op, const TensorView& x) {
-  if (!kernel_dtype(x.dtype).has_value()) {
+  if (find_dtype(x.dtype) == nullptr) {
     refuse(op, "x", "dtype must be bfloat16, float16 or float32", dtype_name(x.dtype));
   }
   if (x.dim() < 1) refuse(op, "x", "must have at least 1 dimension", std::to_string(x.dim()));

@@ -111,7 +111,8 @@ int main(int argc, char** argv) {
   call.hidden_size = argc > 3 ? std::atoi(argv[3]) : 4096;
   call.x_stride = call.out_stride = call.hidden_size;
   call.residual_stride = call.residual_out_stride = call.hidden_size;
-  call.dtype = hp_norm::ScalarType::BFloat16;
+  call.dtype = hp_norm::DType::kBfloat16;
+  call.elem_bytes = call.weight_elem_bytes = 2;
   call.device_index = 1;
   if (argc > 4) hp_norm_set_first_gpc(1, std::atoi(argv[4]));
   try {

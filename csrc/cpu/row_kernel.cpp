@@ -221,8 +221,8 @@ RowKernel kernel_for(const NormCall& call) {
 
 void HP_NORM_ROW_KERNEL(const NormCall& call, int64_t first_row, int64_t last_row) {
   switch (call.dtype) {
-    case ScalarType::BFloat16: return kernel_for<Bfloat16>(call)(call, first_row, last_row);
-    case ScalarType::Half: return kernel_for<Float16>(call)(call, first_row, last_row);
+    case DType::kBfloat16: return kernel_for<Bfloat16>(call)(call, first_row, last_row);
+    case DType::kFloat16: return kernel_for<Float16>(call)(call, first_row, last_row);
     default: return kernel_for<float>(call)(call, first_row, last_row);
   }
 }

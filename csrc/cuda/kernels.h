@@ -1,11 +1,10 @@
 // The list of compiled kernels: which one serves a dtype and a launch configuration.
 #pragma once
 
+#include "../dtypes.h"
 #include "launch_rules.h"
 
 namespace hp_norm {
-
-enum class DType { kBfloat16, kFloat16, kFloat32 };
 
 struct KernelKey {
   DType dtype;

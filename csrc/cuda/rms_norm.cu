@@ -79,14 +79,6 @@ const Device& device_of(const char* op, int32_t device_index) {
 // Programmatic dependent launch serves calls of up to this many tokens.
 std::atomic<int64_t> dependent_launch_max_tokens = kNoLimit;
 
-DType dtype_of(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::BFloat16: return DType::kBfloat16;
-    case ScalarType::Half: return DType::kFloat16;
-    default: return DType::kFloat32;
-  }
-}
-
 // The widest access of 32, 16, ... bytes that every one of the values is a multiple of.
 int32_t common_alignment(std::initializer_list<uint64_t> values) {
   uint64_t bits = 32;
@@ -99,9 +91,11 @@ struct Alignment {
   int32_t weight;
 };
 
-Alignment alignment_of(const NormCall& call, int64_t elem_bytes) {
+Alignment alignment_of(const NormCall& call) {
   const auto address = [](const void* pointer) { return reinterpret_cast<uint64_t>(pointer); };
-  const auto bytes = [&](int64_t elements) { return static_cast<uint64_t>(elements * elem_bytes); };
+  const auto bytes = [&](int64_t elements) {
+    return static_cast<uint64_t>(elements * call.elem_bytes);
+  };
   // One row has no stride to step over.
   const bool many = call.num_tokens > 1;
   const auto stride = [&](int64_t elements) { return many ? bytes(elements) : 0; };
@@ -109,21 +103,19 @@ Alignment alignment_of(const NormCall& call, int64_t elem_bytes) {
       {address(call.x), address(call.residual), address(call.out), address(call.residual_out),
        stride(call.x_stride), stride(call.residual_stride), stride(call.out_stride),
        stride(call.residual_out_stride), bytes(call.hidden_size)});
-  const int64_t weight_bytes = call.weight_is_float32 ? 4 : elem_bytes;
   const int32_t weight = common_alignment(
-      {address(call.weight), static_cast<uint64_t>(call.hidden_size * weight_bytes)});
+      {address(call.weight), static_cast<uint64_t>(call.hidden_size * call.weight_elem_bytes)});
   return {rows, weight};
 }
 
-LaunchConfig choose_config(const NormCall& call, int32_t sm, int64_t elem_bytes,
-                           const Alignment& alignment) {
-  const int64_t row_bytes = call.hidden_size * elem_bytes;
+LaunchConfig choose_config(const NormCall& call, int32_t sm, const Alignment& alignment) {
+  const int64_t row_bytes = call.hidden_size * call.elem_bytes;
   // Weights are read 16 bytes at a time beside vectors of any width; below that all is narrow, and
   // so is what the other kernels' 32-bit row numbers and pitches cannot count, and what they have
   // no code for.
   const bool counts = call.num_tokens <= INT32_MAX &&
                       std::max({call.x_stride, call.residual_stride, call.out_stride,
-                                call.residual_out_stride}) <= UINT32_MAX / elem_bytes;
+                                call.residual_out_stride}) <= UINT32_MAX / call.elem_bytes;
   const bool usual = call.weight != nullptr && !call.round_before_weight;
   const int32_t access_bytes = usual && counts && alignment.weight >= 16 ? alignment.rows : 8;
   if (forced_config.has_value()) {
@@ -141,19 +133,19 @@ LaunchConfig choose_config(const NormCall& call, int32_t sm, int64_t elem_bytes,
 }
 
 NormParams make_params(const NormCall& call, const LaunchConfig& config, const LaunchShape& shape,
-                       const Alignment& alignment, int32_t num_sms, int64_t elem_bytes) {
+                       const Alignment& alignment, int32_t num_sms) {
   NormParams p{};
   p.x = call.x;
   p.residual = call.residual;
   p.weight = call.weight;
   p.out = call.out;
   p.residual_out = call.residual_out;
-  const int64_t x_pitch = call.x_stride * elem_bytes;
-  const int64_t residual_pitch = call.residual_stride * elem_bytes;
+  const int64_t x_pitch = call.x_stride * call.elem_bytes;
+  const int64_t residual_pitch = call.residual_stride * call.elem_bytes;
   p.x_pitch = Pitch::of(x_pitch);
   p.residual_pitch = Pitch::of(residual_pitch);
-  p.out_pitch = Pitch::of(call.out_stride * elem_bytes);
-  p.residual_out_pitch = Pitch::of(call.residual_out_stride * elem_bytes);
+  p.out_pitch = Pitch::of(call.out_stride * call.elem_bytes);
+  p.residual_out_pitch = Pitch::of(call.residual_out_stride * call.elem_bytes);
   p.num_tokens = call.num_tokens;
   p.hidden_size = static_cast<int32_t>(call.hidden_size);
   p.row_access_bytes = std::min(alignment.rows, 16);
@@ -163,7 +155,7 @@ NormParams make_params(const NormCall& call, const LaunchConfig& config, const L
   p.weight_offset = call.weight_offset;
   p.round_before_weight = call.round_before_weight;
   plan_row(p, config, shape);
-  plan_prefetch(p, config, shape, num_sms, elem_bytes, x_pitch, residual_pitch);
+  plan_prefetch(p, config, shape, num_sms, call.elem_bytes, x_pitch, residual_pitch);
   return p;
 }
 
@@ -174,13 +166,12 @@ void run_cuda(const NormCall& call) {
 
   const Device& device = device_of(call.op, call.device_index);
   const int32_t sm = device.sm;
-  const int64_t elem_bytes = call.dtype == ScalarType::Float ? 4 : 2;
-  const Alignment alignment = alignment_of(call, elem_bytes);
-  const LaunchConfig config = choose_config(call, sm, elem_bytes, alignment);
-  const LaunchShape shape = launch_shape(config, call.hidden_size * elem_bytes);
+  const Alignment alignment = alignment_of(call);
+  const LaunchConfig config = choose_config(call, sm, alignment);
+  const LaunchShape shape = launch_shape(config, call.hidden_size * call.elem_bytes);
   const void* kernel =
-      find_kernel({dtype_of(call.dtype), call.weight_is_float32, call.residual != nullptr, config});
-  NormParams params = make_params(call, config, shape, alignment, device.num_sms, elem_bytes);
+      find_kernel({call.dtype, call.weight_is_float32, call.residual != nullptr, config});
+  NormParams params = make_params(call, config, shape, alignment, device.num_sms);
 
   const int64_t ctas = ceil_div(call.num_tokens, config.rows_per_cta) * config.ctas_per_row;
   if (ctas > INT32_MAX) {
