@@ -8,6 +8,7 @@ has a time limit of its own, so that one that hangs leaves the rest.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import queue
 import signal
@@ -32,6 +33,7 @@ SERVE = ("examples/serve_llama.py",)
 LLAMA = ("--model", "Llama-3.1-8B", "--batch-sizes", "1", "8", "32", "128")
 QWEN = ("--model", "Qwen3-8B", "--batch-sizes", "1", "32", "128")
 TIMED_OUT = -1
+PATIENCE = 30.0  # seconds in which a job may end its own children
 
 
 @dataclass(frozen=True)
@@ -100,29 +102,47 @@ JOBS = (
 )  # fmt: skip
 
 
-def run_job(job: Job, gpu: int, out: Path) -> Done:
-    """Run one job on one GPU; what it prints goes to ``<out>/<name>.txt``."""
+def run_job(job: Job, gpu: int, out: Path, running: list[subprocess.Popen]) -> Done:
+    """Run one job on one GPU; what it prints goes to ``<out>/<name>.txt``.
+
+    While it runs, its process is in ``running``.
+    """
     command = [sys.executable, *(part.replace("{out}", str(out)) for part in job.arguments)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu), "PYTHONUNBUFFERED": "1"}
     started = time.monotonic()
     with (out / f"{job.name}.txt").open("w") as log:
-        # A session of its own: engines are children of children, and all have to go.
+        # A session of its own: what a job starts has to go with it.
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
         )
+        running.append(process)
         try:
             status = process.wait(job.seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            end(process)
             status = TIMED_OUT
+        running.remove(process)
     return Done(job, gpu, status, time.monotonic() - started)
 
 
+def end(process: subprocess.Popen) -> None:
+    """End a job and what it started: asked first, since engines have sessions of their own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def run_jobs(jobs: Sequence[Job], gpus: Sequence[int], out: Path, console: Console) -> list[Done]:
-    """Run the jobs stage by stage, in each as many at a time as there are GPUs."""
+    """Run the jobs stage by stage, in each as many at a time as there are GPUs.
+
+    Ctrl-C ends the jobs that run.
+    """
     out.mkdir(parents=True, exist_ok=True)
     done: list[Done] = []
+    running: list[subprocess.Popen] = []
     for stage in sorted({job.stage for job in jobs}):
         waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
         for job in jobs:
@@ -135,15 +155,23 @@ def run_jobs(jobs: Sequence[Job], gpus: Sequence[int], out: Path, console: Conso
                     job = waiting.get_nowait()
                 except queue.Empty:
                     return
-                ended = run_job(job, gpu, out)
+                ended = run_job(job, gpu, out, running)
                 done.append(ended)
                 console.print(f"{job.name}: {words(ended)}, {ended.seconds:.0f} s on GPU {gpu}")
 
         threads = [threading.Thread(target=worker, args=(gpu,)) for gpu in gpus]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    waiting.get_nowait()
+            for process in list(running):
+                end(process)
+            raise
     return done
 
 

@@ -1,4 +1,9 @@
 import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from rich.console import Console
@@ -39,6 +44,35 @@ def test_one_that_fails_or_hangs_leaves_the_rest(tmp_path, console):
     assert [ended.status for ended in done] == [4, TIMED_OUT, 0]
     printed = console.export_text()
     assert "fails: FAILED with 4" in printed and "hangs: stopped after its 1 s" in printed
+
+
+JOBS_OF_A_MINUTE = """
+import sys
+import time
+from benchmarks import gpu_run
+
+code = "import os, time; open('{out}/pid', 'w').write(str(os.getpid())); time.sleep(60)"
+gpu_run.JOBS = (gpu_run.Job("first", ("-c", code), 60), gpu_run.Job("second", ("-c", code), 60))
+try:
+    gpu_run.main([sys.argv[1]])
+except KeyboardInterrupt:
+    time.sleep(1)  # in which the second would start
+    raise
+"""
+
+
+def test_ctrl_c_ends_the_jobs_and_starts_no_other(tmp_path):
+    command = [sys.executable, "-c", JOBS_OF_A_MINUTE, str(tmp_path)]
+    run_all = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    pid = tmp_path / "pid"
+    while not (pid.exists() and pid.read_text()):
+        assert run_all.poll() is None, run_all.stderr.read()
+        time.sleep(0.05)
+    run_all.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in run_all.communicate(timeout=30)[1]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    assert not (tmp_path / "second.txt").exists()
 
 
 def test_gpus_work_side_by_side_and_stages_one_after_the_other(tmp_path, console):
