@@ -1,8 +1,9 @@
-"""``make bench-check OLD=... NEW=...``: name every cell that lost more than 3 %.
+"""``make bench-check NEW=...``: name every cell that lost more than 3 % to the committed results.
 
 Compared are ratios, to the copy and to the best peer of the same file, never times: two runs of
 one binary on two machines, or on one machine at two clocks, then agree.  A file without peers (ours
-and the copy) is compared by its ratio to the copy.
+and the copy) is compared by its ratio to the copy, and with the committed ones of its kind.
+``OLD=...`` compares with another file.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import analysis, records, terminal
-from benchmarks.providers import OURS
+from benchmarks import analysis, records, results, terminal
+from benchmarks.providers import COPY, EMPTY, OURS
 
 MAX_LOSS = 0.03
 RATIOS = {"ratio_to_copy": "the copy", "ratio_to_peer": "the best peer"}
@@ -84,23 +85,39 @@ def compare(old: pd.DataFrame, new: pd.DataFrame, max_loss: float = MAX_LOSS) ->
     return Comparison(losses, failed, compared, len(before) - compared)
 
 
+def committed(path: Path, new: pd.DataFrame) -> pd.DataFrame:
+    """The committed rows of the devices, operators and dtypes of a new result.
+
+    One that is committed itself is compared with what was before its commit.
+    """
+    alone = set(new["provider"]) <= {OURS, COPY, EMPTY}
+    folder = results.DTYPES if alone else results.RESULTS
+    old = records.read(sorted(folder.glob("*.csv")))
+    if path.resolve().parent == folder:
+        old = old[~old["commit"].isin(new["commit"])]
+    return old.merge(new[["device", "op", "dtype"]].drop_duplicates())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; 0 without losses and failures, 1 with some, 2 when nothing was compared."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.check_regression")
-    parser.add_argument("old", type=Path)
+    parser.add_argument("old", type=Path, nargs="?", help="default: the committed results")
     parser.add_argument("new", type=Path)
     parser.add_argument("--max-loss", type=float, default=MAX_LOSS, help="default: 0.03")
     args = parser.parse_args(arguments)
     console = terminal.console()
     try:
-        found = compare(records.read([args.old]), records.read([args.new]), args.max_loss)
+        new = records.read([args.new])
+        old = records.read([args.old]) if args.old else committed(args.new, new)
+        found = compare(old, new, args.max_loss)
     except (ValueError, OSError) as error:
         console.print(str(error), style="red", markup=False)
         return 2
     for text in [*map(str, found.losses), *(f"FAILED: {cell}" for cell in found.failed)]:
         console.print(text, style="red", markup=False, highlight=False)
     if found.missing:
-        text = f"{found.missing} cells of {args.old} have no ratio to compare in {args.new}"
+        before = args.old or "the committed results"
+        text = f"{found.missing} cells of {before} have no ratio to compare in {args.new}"
         console.print(text, style="yellow", markup=False)
     if not found.compared and not found.failed:
         console.print("no cell is in both files, nothing was compared", style="red")

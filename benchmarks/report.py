@@ -21,8 +21,6 @@ from benchmarks import analysis, records, results, terminal
 from benchmarks.environment import ROOT
 from benchmarks.tables import IMAGES, TABLES
 
-RESULTS = ROOT / "benchmarks" / "results"
-DTYPES = RESULTS / "dtypes"  # several dtypes in one process, no peers
 _BLOCK = re.compile(r"<!-- bench:(?P<name>\S+) -->\n(?P<body>.*?)<!-- /bench:(?P=name) -->", re.S)
 _OPENING = re.compile(r"<!-- bench:(\S+) -->")
 
@@ -119,15 +117,15 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     args = parser.parse_args(arguments)
     console = terminal.console()
     try:
-        paths = args.csv or sorted(RESULTS.glob("*.csv"))
-        found = results.load(paths, [] if args.csv else sorted(DTYPES.glob("*.csv")))
+        paths = args.csv or sorted(results.RESULTS.glob("*.csv"))
+        found = results.load(paths, [] if args.csv else sorted(results.DTYPES.glob("*.csv")))
         left_out = len(records.read(paths)) - sum(len(one.rows) for one in found.values())
         changed = stale(root, found)
     except (DocumentError, ValueError, OSError) as error:
         console.print(str(error), style="red", markup=False)
         return 2
     if not found:
-        console.print(f"no results in {RESULTS}: `make bench` writes them", markup=False)
+        console.print(f"no results in {results.RESULTS}: `make bench` writes them", markup=False)
     if left_out:
         reasons = "of an older commit, of another machine of the name, or of a forced protocol"
         console.print(f"{left_out} rows left out: {reasons}")

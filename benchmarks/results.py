@@ -9,7 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks import analysis, records
+from benchmarks.environment import ROOT
 
+RESULTS = ROOT / "benchmarks" / "results"
+DTYPES = RESULTS / "dtypes"  # several dtypes in one process, no peers
 DEFAULT_DEVICE = "H200"
 
 

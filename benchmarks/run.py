@@ -34,8 +34,6 @@ from benchmarks import (
 )
 from benchmarks.shapes import positive_int
 
-RESULTS = environment.ROOT / "benchmarks" / "results"
-
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -127,7 +125,7 @@ def default_out(env: environment.Environment, args: argparse.Namespace) -> Path:
     """``<date>-<device>-<ops>-<dtypes>.csv`` under benchmarks/results."""
     device = results.short_name(env.device).lower()
     ops, dtypes = wanted(args)
-    return RESULTS / f"{env.date[:10]}-{device}-{'-'.join([*ops, *dtypes])}.csv"
+    return results.RESULTS / f"{env.date[:10]}-{device}-{'-'.join([*ops, *dtypes])}.csv"
 
 
 def without_finished(

@@ -3,7 +3,7 @@ from dataclasses import asdict, replace
 import pandas as pd
 import pytest
 
-from benchmarks import check_regression, records
+from benchmarks import check_regression, records, results
 from benchmarks.check_regression import Comparison
 
 BEFORE = {"hp_norm": 10.0, "quack": 12.0, "copy": 11.0}
@@ -115,3 +115,33 @@ def test_exit_status_and_names(tmp_path, cell_rows, capsys):
     assert "nothing was compared" in capsys.readouterr().out
     assert check_regression.main([old, str(tmp_path / "none.csv")]) == 2
     assert "none.csv" in capsys.readouterr().out
+
+
+def test_without_an_old_file_it_is_the_committed_ones(tmp_path, cell_rows, capsys, monkeypatch):
+    """Those of the device, operator and dtype, beside peers or without."""
+    committed, dtypes = tmp_path / "results", tmp_path / "results" / "dtypes"
+    dtypes.mkdir(parents=True)
+    monkeypatch.setattr(results, "RESULTS", committed)
+    monkeypatch.setattr(results, "DTYPES", dtypes)
+    slow = cell_rows(1, 1024, BEFORE | {"hp_norm": 11.0})
+    write(committed / "old.csv", cell_rows(1, 1024, BEFORE))
+    elsewhere = [replace(row, device="NVIDIA H20") for row in cell_rows(2, 1024, BEFORE)]
+    write(committed / "elsewhere.csv", elsewhere)
+    assert check_regression.main([write(tmp_path / "new.csv", slow)]) == 1
+    assert "1 cells compared, 1 lost more than 3%" in capsys.readouterr().out
+
+    alone = [row for row in slow if row.provider in ("hp_norm", "copy")]
+    new = write(tmp_path / "alone.csv", alone)
+    assert check_regression.main([new]) == 2, "there is none without peers yet"
+    write(dtypes / "old.csv", alone)
+    assert check_regression.main([new]) == 0
+
+
+def test_a_committed_result_is_compared_with_those_before(tmp_path, cell_rows, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    slow = cell_rows(1, 1024, BEFORE | {"hp_norm": 11.0})
+    now = [replace(row, commit="of now", date="2030-01-01T00:00:00+00:00") for row in slow]
+    write(tmp_path / "old.csv", cell_rows(1, 1024, BEFORE))
+    new = write(tmp_path / "new.csv", now)
+    write(tmp_path / "founding.csv", now)
+    assert check_regression.main([new]) == 1

@@ -4,12 +4,12 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from benchmarks import choose, records, report, tune
+from benchmarks import choose, environment, records, results, tune
 from benchmarks.choose import AT_END, EARLY, Choice
 from hp_norm_plugin import rules
 
 A, B, LATE = (1, 1, 1, EARLY), (2, 1, 1, AT_END), (4, 1, 1, 0)
-SWEEP = report.RESULTS / "sweep" / "2026-11-26-h200-shorter.csv"
+SWEEP = results.RESULTS / "sweep" / "2026-11-26-h200-shorter.csv"
 
 
 def sweep(path, times, op="fused_add"):
@@ -94,7 +94,7 @@ def test_lines_are_the_tables(capsys):
     """A line of the table, from the sweep that it says it comes from."""
     assert choose.main([str(SWEEP), "--op", "fused_add", "--evidence", "kShort"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    table = (report.ROOT / "csrc" / "cuda" / "launch_rules_table.inc").read_text().splitlines()
+    table = (environment.ROOT / "csrc" / "cuda" / "launch_rules_table.inc").read_text().splitlines()
     assert len(set(printed) & set(table)) > 10
     assert "rules for 285 shapes" in printed[-1]
     first = choose.line(Choice(1, 2048, A), "plain", False, "kX")

@@ -249,16 +249,21 @@ def test_stale_documents_are_found(tmp_path, found):
     assert report.stale(tmp_path, found) == {}
 
 
+def committed_results():
+    csvs, dtypes = (sorted(path.glob("*.csv")) for path in (results.RESULTS, results.DTYPES))
+    return results.load(csvs, dtypes)
+
+
 def test_the_committed_documents_say_what_the_committed_results_say():
     """README.md and docs/ are made by `make bench-report` and not edited by hand."""
-    found = results.load(sorted(report.RESULTS.glob("*.csv")), sorted(report.DTYPES.glob("*.csv")))
+    found = committed_results()
     stale = report.stale(report.ROOT, found)
     assert not stale, f"run make bench-report: {', '.join(path.name for path in stale)}"
 
 
 def test_readmes_words_are_those_of_its_table():
     """What stands above the table of bounds by hand."""
-    found = results.load(sorted(report.RESULTS.glob("*.csv")), sorted(report.DTYPES.glob("*.csv")))
+    found = committed_results()
     h200 = found[results.DEFAULT_DEVICE]
     means = [bound.reached for bound in analysis.all_bounds(h200.cells, h200.dtypes)
              if bound.name.endswith("geometric mean to the best peer")]  # fmt: skip

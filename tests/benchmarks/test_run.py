@@ -4,7 +4,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import environment, records, run, shapes
+from benchmarks import environment, records, results, run, shapes
 
 CPU = torch.device("cpu")
 SMALL = ["--device", "cpu", "--tokens", "1", "2", "--hidden", "64", "--repeats", "2"]
@@ -115,7 +115,7 @@ def test_what_is_run_by_default():
 def test_a_csv_is_named_after_date_device_and_what_is_in_it(device, name):
     env = environment.Environment("abc", "2026-01-02T03:04:05", device, "", "", "2.11", 2**20)
     args = run.parser().parse_args(["--op", "plain", "--dtype", "bf16", "fp16"])
-    assert run.default_out(env, args) == run.RESULTS / f"2026-01-02-{name}-plain-bf16-fp16.csv"
+    assert run.default_out(env, args) == results.RESULTS / f"2026-01-02-{name}-plain-bf16-fp16.csv"
 
 
 def test_shards_add_up_to_the_whole():
