@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     end_by_signals()
     try:
         if not args.gpu:
-            console.print("no GPU: comparing on the CPU")
+            console.print("no GPU: comparing on the CPU, where a small model's times are noise")
             memory.check(args)
         model = models.resolve(args.model)
         check_out(args.out)
