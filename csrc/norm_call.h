@@ -96,6 +96,7 @@ struct OpEntries {
     NormCall call{};
     call.op = op;
     const TensorView x = view_of(x_owned.get(), in_place);
+    const DTypeFacts& dtype = check_dtype(op, x);
     const Rows x_rows = check_x(op, x);
     call.x = x_rows.data;
     call.x_stride = x_rows.row_stride;
@@ -120,7 +121,6 @@ struct OpEntries {
     call.weight_offset = static_cast<float>(weight_offset);
     if (call.weight_offset == 0.0f) call.weight_offset = -0.0f;
     call.round_before_weight = round_before_weight;
-    const DTypeFacts& dtype = *find_dtype(x.dtype);
     call.dtype = dtype.dtype;
     call.elem_bytes = dtype.bytes;
     call.weight_elem_bytes = call.weight_is_float32 ? sizeof(float) : dtype.bytes;

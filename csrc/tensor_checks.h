@@ -153,10 +153,15 @@ inline Rows check_rows(const char* op, const char* argument, const TensorView& t
   return {tensor.data, num_tokens, hidden_size, *row_stride};
 }
 
-inline Rows check_x(const char* op, const TensorView& x) {
-  if (find_dtype(x.dtype) == nullptr) {
+inline const DTypeFacts& check_dtype(const char* op, const TensorView& x) {
+  const DTypeFacts* const dtype = find_dtype(x.dtype);
+  if (dtype == nullptr) {
     refuse(op, "x", "dtype must be bfloat16, float16 or float32", dtype_name(x.dtype));
   }
+  return *dtype;
+}
+
+inline Rows check_x(const char* op, const TensorView& x) {
   if (x.dim() < 1) refuse(op, "x", "must have at least 1 dimension", std::to_string(x.dim()));
   const int64_t hidden_size = x.sizes[x.dim() - 1];
   if (hidden_size < 1 || hidden_size > kMaxHiddenSize) {
