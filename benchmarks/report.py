@@ -11,7 +11,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -62,15 +62,20 @@ def render(text: str, found: dict[str, results.Results], name: str = "README.md"
     return _BLOCK.sub(fill, text)
 
 
-def stale(root: Path, found: dict[str, results.Results]) -> dict[Path, str]:
-    """The documents that say something else than the results, with what they should say."""
+def rewritten(root: Path, fill: Callable[[str, str], str]) -> dict[Path, str]:
+    """The documents that ``fill``, given text and path from the root, changes, and their text."""
     changed = {}
     for path in documents(root):
         text = path.read_text()
-        wanted = render(text, found, str(path.relative_to(root)))
+        wanted = fill(text, str(path.relative_to(root)))
         if wanted != text:
             changed[path] = wanted
     return changed
+
+
+def stale(root: Path, found: dict[str, results.Results]) -> dict[Path, str]:
+    """The documents that say something else than the results, with what they should say."""
+    return rewritten(root, lambda text, name: render(text, found, name))
 
 
 def draw(found: dict[str, results.Results], folder: Path) -> list[Path]:

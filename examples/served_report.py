@@ -21,6 +21,10 @@ from typing import Any
 from serving import report
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.report import rewritten  # noqa: E402
+
 CHART = "docs/img/serve-h200.png"
 BLOCK = re.compile(r"(<!-- served (?P<files>[^>]+) -->\n).*?(<!-- /served -->)", re.S)
 HEADER = (
@@ -34,11 +38,6 @@ BOUNDS = {
     ("Qwen3-8B", None): {("decode", None): 1.002},
     ("Gemma-3-4B-text", None): {("decode", None): 1.002},
 }
-
-
-def documents() -> list[Path]:
-    """The Markdown files that may hold tables."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def read(files: str) -> dict[str, dict[str, Any]]:
@@ -62,7 +61,7 @@ def verdict(kind: str, ratio: float, spread: float, bound: float | None) -> str:
     return "met within its spread" if within else "**missed**"
 
 
-def table(runs: dict[str, dict[str, Any]], folder: str) -> str:
+def table(runs: dict[str, dict[str, Any]], folder: Path) -> str:
     """A row per workload of each run, with links to its output from a folder of the repository.
 
     The time is that of an output token, or of a prefill to the first token; the ratio that of the
@@ -71,7 +70,7 @@ def table(runs: dict[str, dict[str, Any]], folder: str) -> str:
     lines = [HEADER]
     for name, run in runs.items():
         asked = run["arguments"]
-        output = os.path.relpath(Path(name).with_suffix(".txt"), folder or ".")
+        output = os.path.relpath(Path(name).with_suffix(".txt"), folder)
         commit = run["environment"]["commit"][:7]
         model = f"[{asked['model']}, {asked['quantization'] or 'bf16'}]({output}), {commit}"
         graphs = {row["batch"]: row for row in run.get("watched", [])}
@@ -92,11 +91,11 @@ def table(runs: dict[str, dict[str, Any]], folder: str) -> str:
     return "\n".join(lines)
 
 
-def render(text: str, folder: str) -> str:
-    """Fill every block of a document that lies in a folder of the repository."""
+def render(text: str, name: str = "README.md") -> str:
+    """Fill every block of a document; ``name`` is its path from the root of the repository."""
 
     def fill(match: re.Match) -> str:
-        return f"{match[1]}{table(read(match['files']), folder)}\n{match[3]}"
+        return f"{match[1]}{table(read(match['files']), Path(name).parent)}\n{match[3]}"
 
     return BLOCK.sub(fill, text)
 
@@ -119,18 +118,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
     check = parser.parse_args().check
-    stale = 0
-    for path in documents():
-        text = path.read_text()
-        wanted = render(text, os.path.relpath(path.parent, ROOT))
-        if wanted != text:
-            print(f"{path.relative_to(ROOT)}: {'is stale' if check else 'written'}")
-            stale += 1
-            if not check:
-                path.write_text(wanted)
+    changed = rewritten(ROOT, render)
+    for path, text in changed.items():
+        print(f"{path.relative_to(ROOT)}: {'is stale' if check else 'written'}")
+        if not check:
+            path.write_text(text)
     if not check:
-        draw(ROOT / CHART, read(BLOCK.search(documents()[0].read_text())["files"]))
-    return int(check and stale > 0)
+        draw(ROOT / CHART, read(BLOCK.search((ROOT / "README.md").read_text())["files"]))
+    return int(check and bool(changed))
 
 
 if __name__ == "__main__":
