@@ -93,12 +93,17 @@ def grid(
     num_tokens: Iterable[int],
     hidden_sizes: Iterable[int],
 ) -> Iterator[Case]:
-    """Cases ordered so that one hidden size is finished before the next one is compiled."""
+    """Cases ordered so that one hidden size is finished before the next one is compiled.
+
+    A shape's dtypes follow each other. Their ratio is judged to 3 %, and by where its rows lie a
+    kernel differs by up to 15 % (H200, 2026-12-01): what is allocated next, of the same sizes,
+    tends to be what was freed last.
+    """
     tokens = sorted(set(num_tokens))
     for op in ops:
-        for dtype in dtypes:
-            for hidden_size in sorted(set(hidden_sizes)):
-                for count in tokens:
+        for hidden_size in sorted(set(hidden_sizes)):
+            for count in tokens:
+                for dtype in dtypes:
                     yield Case(op, dtype, count, hidden_size)
 
 

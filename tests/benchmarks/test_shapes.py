@@ -14,6 +14,15 @@ def test_grid_holds_every_combination_once():
     ]
 
 
+def test_dtypes_of_a_shape_follow_each_other():
+    cases = list(shapes.grid(["plain"], ["bf16", "fp16"], [1, 4], [1024, 2048]))
+    assert cases[:3] == [
+        Case("plain", "bf16", 1, 1024),
+        Case("plain", "fp16", 1, 1024),
+        Case("plain", "bf16", 4, 1024),
+    ]
+
+
 def test_default_grid_covers_what_the_issue_names():
     assert {2**n for n in range(10, 16)} <= set(shapes.HIDDEN_SIZES)
     models = {2560, 2880, 3072, 3584, 5120, 6144, 7168, 12288, 14336, 18432}
