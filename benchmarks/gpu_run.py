@@ -60,10 +60,15 @@ def _serve(name: str, seconds: int, *arguments: str) -> Job:
     return Job(name, (*SERVE, *arguments, "--out", f"{{out}}/{name}"), seconds, stage=2)
 
 
-def _compared(name: str, mode: str, *arguments: str, engines: int, repeats: int = 6) -> Job:
-    """Engines of a model, or compilations in one engine, so many of each setting."""
-    return _serve(name, 480, mode, *arguments, "--engines", str(engines),
-                  "--repeats", str(repeats), "--kv-cache-gib", "4")  # fmt: skip
+def _offline(name: str, *arguments: str, engines: int, kv_cache_gib: float) -> Job:
+    """Engines of a model, so many of each setting, all of them alive at once."""
+    return _serve(name, 480, "offline", *arguments, "--engines", str(engines), "--repeats", "6",
+                  "--kv-cache-gib", str(kv_cache_gib))  # fmt: skip
+
+
+def _swap(name: str, *arguments: str) -> Job:
+    """Compilations of a model in one engine; an even number of turns, half of them backwards."""
+    return _serve(name, 480, "swap", *arguments, "--engines", "3", "--repeats", "4")
 
 
 def _starts(name: str, *arguments: str, starts: int) -> Job:
@@ -85,15 +90,14 @@ JOBS = (
     Job("sanitizer", (*PYTEST, "-m", "sanitizer", "tests/test_ops_cuda.py"), 120),
     Job("founding", (*GRID, "--founding", "--providers", "hp_norm", "flashinfer_cute",
                      "flashinfer_cuda", "copy", "--out", "{out}/founding.csv"), 120),
-    _compared("llama", "offline", *LLAMA, engines=3),
-    _compared("llama-swap", "swap", *LLAMA, engines=3, repeats=3),
-    _compared("qwen", "offline", *QWEN, engines=2),
-    _compared("qwen-swap", "swap", *QWEN, engines=3, repeats=3),
+    _offline("llama", *LLAMA, engines=3, kv_cache_gib=4.5),
+    _swap("llama-swap", *LLAMA),
+    _offline("qwen", *QWEN, engines=2, kv_cache_gib=5),
+    _swap("qwen-swap", *QWEN),
     # What stands aside has one graph for both settings, so it is compared in one cache.
-    _compared("gemma", "swap", "--model", "Gemma-3-4B-text", "--batch-sizes", "1", "32", "128",
-              "--may-stand-aside", "--one-cache", engines=3, repeats=3),
-    _compared("llama-fp8", "swap", *LLAMA, "--quantization", "fp8", "--may-stand-aside",
-              "--one-cache", engines=3, repeats=3),
+    _swap("gemma", "--model", "Gemma-3-4B-text", "--batch-sizes", "1", "32", "128",
+          "--may-stand-aside", "--one-cache"),
+    _swap("llama-fp8", *LLAMA, "--quantization", "fp8", "--may-stand-aside", "--one-cache"),
     _starts("cache-starts", "--model", "Llama-3.2-1B", starts=3),
     # That what stands aside has one key in processes with the plugin and without it.
     _starts("gemma-starts", "--model", "Gemma-3-4B-text", "--may-stand-aside", starts=2),

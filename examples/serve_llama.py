@@ -10,7 +10,8 @@
     python examples/serve_llama.py cache                # starts in one compile cache, on and off
     python examples/serve_llama.py swap                 # one engine, its graphs swapped
 
-Engines with the plugin off and on are alive at the same time and measured in turn. Exits with 0
+Engines with the plugin off and on are alive at the same time and measured in turn, there and
+back: off, on, on, off. Exits with 0
 when the operator ran (cache: when no setting ran the other's graph), 1 when it did not, 2 when
 something could not start.
 """
@@ -134,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not args.gpu:
             console.print("no GPU: comparing on the CPU, where a small model's times are noise")
-            memory.check(args)
+        memory.check(args)
         model = models.resolve(args.model)
         check_out(args.out)
         result = modes[args.mode](model, args, console)

@@ -22,6 +22,7 @@ from serving import (  # noqa: E402
     agreement,
     cache,
     children,
+    comparison,
     memory,
     models,
     offline,
@@ -40,7 +41,7 @@ def test_paired_ratio_cancels_a_drift():
 
 
 @pytest.mark.parametrize(("batch", "queued"), [(2, 1), (1, 2)])
-def test_time_per_output_token_is_the_median_step(monkeypatch, batch, queued):
+def test_a_batch_is_timed_by_its_last_request(monkeypatch, batch, queued):
     """A fake engine whose prefill takes two steps; its second request starts a step late."""
     import types
 
@@ -78,7 +79,6 @@ def test_time_per_output_token_is_the_median_step(monkeypatch, batch, queued):
     result = measured.measure(batch=batch, input_len=3, output_len=4, seed=0, queued=queued)
     assert result["first_token_s"] == [6.0 / queued]
     assert result["all_tokens_s"] == [6.3 / queued]
-    assert result["step_s"] == [pytest.approx(0.1)]
     assert result["tokens"] == [[0, 1, 2, 3], [0, 1, 2, 3]]
 
 
@@ -178,16 +178,26 @@ def test_verdict_is_a_count_not_a_flag(outcome, ran, words):
     assert words in verdict[1]
 
 
-def runs(step_s):
-    run = {"first_token_s": [1.0, 1.0], "all_tokens_s": [2.0, 2.0], "tokens": [[[1, 2]], [[1, 2]]]}
-    return {**run, "step_s": step_s}
+def runs(seconds_per_token, output_len=3):
+    """Two repeats, of a second to the first token."""
+    last = 1.0 + seconds_per_token * (output_len - 1)
+    tokens = [[[1, 2]], [[1, 2]]]
+    return {"first_token_s": [1.0, 1.0], "all_tokens_s": [last, last], "tokens": tokens}
+
+
+def test_the_time_per_output_token_leaves_the_first_one_out():
+    """128 tokens behind the first, of which every second one arrives with the one before."""
+    work = {"kind": "decode", "batch": 1, "input_len": 4, "output_len": 129}
+    engines = {"off": runs(0.5, 129), "on": runs(0.25, 129)}
+    row = comparison.summarise(work, engines)
+    assert row["tpot_s"] == {"off": 0.5, "on": 0.25} and row["tpot_ratio"] == 0.5
 
 
 def test_more_engines_are_averaged_and_variants_compared_with_off():
-    work = {"kind": "decode", "batch": 1, "input_len": 4, "output_len": 2}
-    engines = {"off": runs([2.0, 2.0]), "on": runs([1.0, 1.0]), "no-pdl": runs([1.5, 1.5]),
-               "off-2": runs([3.0, 3.0]), "on-2": runs([1.5, 1.5])}  # fmt: skip
-    row = offline.summarise(work, engines)
+    work = {"kind": "decode", "batch": 1, "input_len": 4, "output_len": 3}
+    engines = {"off": runs(2.0), "on": runs(1.0), "no-pdl": runs(1.5),
+               "off-2": runs(3.0), "on-2": runs(1.5)}  # fmt: skip
+    row = comparison.summarise(work, engines)
     ratios = {name: ratio for name, (ratio, _) in row["others"].items()}
     assert ratios == {"no-pdl": 0.75, "off-2": 1.5, "on-2": 0.75}
     # 1.25 over 2.5; the standard errors of the means are 0.25 and 0.5, a fifth of each.
@@ -200,7 +210,7 @@ def test_more_engines_are_averaged_and_variants_compared_with_off():
     assert "no-pdl/off" in text and "0.7500" in text
     for name in ("off-2", "on-2", "no-pdl"):
         del engines[name]
-    row = offline.summarise(work, engines)
+    row = comparison.summarise(work, engines)
     report.print_offline(console, "title", {"rows": [row], "profiles": []})
     assert row["others"] == {} and "/off" not in console.export_text().replace("on/off", "")
 
@@ -263,7 +273,6 @@ def test_a_run_that_is_cut_off_leaves_what_it_measured(tmp_path):
             return {
                 "first_token_s": [1.0],
                 "all_tokens_s": [2.0],
-                "step_s": [0.5],
                 "tokens": [[1, 2]],
             }
 
@@ -293,8 +302,8 @@ def test_what_is_not_finite_is_a_word_in_the_json(tmp_path):
 
 def test_of_a_prefill_the_first_tokens_are_compared():
     work = {"kind": "prefill", "batch": 8, "input_len": 4, "output_len": 1}
-    slow = {**runs([]), "first_token_s": [1.5, 1.5]}
-    row = offline.summarise(work, {"off": runs([]), "on": runs([]), "slow": slow})
+    slow = {**runs(1.0), "first_token_s": [1.5, 1.5]}
+    row = comparison.summarise(work, {"off": runs(1.0), "on": runs(1.0), "slow": slow})
     assert (row["ttft_ratio"], row["others"]["slow"][0]) == (1.0, 1.5)
     console = Console(record=True, width=200)
     report.print_offline(console, "title", {"rows": [row], "profiles": []})
@@ -304,10 +313,10 @@ def test_of_a_prefill_the_first_tokens_are_compared():
 def test_a_single_pair_has_no_spread(tmp_path):
     """Neither a table, nor the JSON, nor the chart says that it has one of zero."""
     work = {"kind": "decode", "batch": 1, "input_len": 4, "output_len": 2}
-    run = {"first_token_s": [1.0], "all_tokens_s": [2.0], "step_s": [0.5], "tokens": [[[1, 2]]]}
-    row = offline.summarise(work, {"off": run, "on": run, "no-pdl": run})
-    graph = {"batch": 1, **offline.compare("step", {"off": [1.0], "on": [1.0]})}
-    parts = (offline.compare(part, {"off": [1.0], "on": [1.0]}) for part in ("graph", "rest"))
+    run = {"first_token_s": [1.0], "all_tokens_s": [2.0], "tokens": [[[1, 2]]]}
+    row = comparison.summarise(work, {"off": run, "on": run, "no-pdl": run})
+    graph = {"batch": 1, **comparison.compare("step", {"off": [1.0], "on": [1.0]})}
+    parts = (comparison.compare(part, {"off": [1.0], "on": [1.0]}) for part in ("graph", "rest"))
     console = Console(record=True, width=200)
     report.print_offline(console, "title", {"rows": [row], "profiles": []})
     report.print_replayed(console, [graph])
@@ -578,6 +587,41 @@ def test_what_does_not_fit_into_memory_is_not_started(words, fits, monkeypatch, 
     with pytest.raises(Resolved):
         serve_llama.main(arguments)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("gpu", "words", "got"),
+    [
+        # 128 requests of 257 tokens: 17 blocks of 16 each and one more, of 32 layers with 8 heads
+        # of 128 for keys and values.
+        (True, "--kv-cache-gib 4", "128 requests of 257 tokens, 4.252 GiB of Llama-3.1-8B, got 4"),
+        (True, "swap --kv-cache-gib 4.25", "128 requests of 257 tokens, 4.252 GiB"),
+        (True, "swap --kv-cache-gib 4.26", None),
+        (True, "cache --kv-cache-gib 4", None),
+        (True, "server --kv-cache-gib 4", "128 requests of 257 tokens, 4.252 GiB"),
+        (True, "--kv-cache-gib 4 --batch-sizes 1 32", None),
+        (True, "--kv-cache-gib 4 --model org/Llama-3.1-8B", None),
+        (True, "--kv-cache-gib 0.01 --batch-sizes 1", "1 request of 257 tokens, 0.036 GiB"),
+        (False, "--model tiny-llama --kv-cache-gib 0.001", "4 requests of 33 tokens, 0.002 GiB"),
+        (False, "--model tiny-llama", None),
+    ],
+)
+def test_the_requests_of_a_batch_fit_into_the_cache(gpu, words, got, monkeypatch):
+    """One that waits for a block decodes alone when the others are done."""
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2**50)
+    args = serve_llama.parse(["--model", "Llama-3.1-8B", *words.split()], gpu=gpu)
+    if got is None:
+        memory.check(args)
+    else:
+        with pytest.raises(ValueError, match=f"^--kv-cache-gib: must hold {got}"):
+            memory.check(args)
+
+
+def test_the_bytes_of_keys_and_values():
+    config = {"num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 64}
+    of_a_token = 3 * 2 * 64 * 2 * 2
+    for tokens, blocks in ((16, 5 + 1), (17, 2 * 5 + 1)):
+        assert memory.kv_cache_bytes(config, 5, tokens, 16) == blocks * 16 * of_a_token
 
 
 def test_the_brackets_of_a_log_are_shown(monkeypatch, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -22,8 +21,8 @@ SERVED = " ".join((ROOT / "docs" / "served.md").read_text().split())
 
 def served(name):
     """Read what a run of a served model left in 2026, by the rest of its name."""
-    path = ROOT / "docs" / "gpu" / f"2026-{name}.json"
-    return json.loads(path.read_text())
+    (run,) = served_report.read(f"docs/gpu/2026-{name}.json").values()
+    return run
 
 
 WITH_TABLES = [path for path in documents(ROOT) if served_report.BLOCK.search(path.read_text())]

@@ -20,7 +20,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import serve_llama  # noqa: E402
-from serving import engine, offline, report, swap, swap_worker  # noqa: E402
+from serving import comparison, engine, offline, report, swap, swap_worker  # noqa: E402
 
 
 class FakeEngine:
@@ -58,7 +58,8 @@ class FakeEngine:
             row = {"name": kernel, "count": 16, "time_us": 1.0, "until_next_us": 1.0}
             return {"decode_steps": 16, "kernels": [row]}
         step = self.step(self.used)
-        return {"first_token_s": [step], "all_tokens_s": [step], "step_s": [step], "tokens": [[1]]}
+        last = step * arguments.get("output_len", 1)
+        return {"first_token_s": [step], "all_tokens_s": [last], "tokens": [[1]]}
 
     def step(self, name):
         return 0.004 if name.startswith("on") else 0.005
@@ -73,7 +74,7 @@ def swapped(monkeypatch, tmp_path):
         def start(stack, model, args, progress, asked, worker_extension):
             assert worker_extension == "serving.swap_worker.WorkerSwap"
             plans.update(asked)
-            return {offline.ON: fake}
+            return {comparison.ON: fake}
 
         monkeypatch.setattr(offline, "start", start)
         args = serve_llama.parse(["swap", *arguments, "--out", str(tmp_path)], gpu=True)
@@ -88,13 +89,13 @@ def compiled(engine):
 
 def test_one_engine_compiles_each_setting_so_often(swapped):
     result, engine, plans = swapped("--engines", "2", "--batch-sizes", "1", "--repeats", "1")
-    assert list(plans) == [offline.ON] and plans[offline.ON]["HP_NORM_PLUGIN"] == "auto"
+    assert list(plans) == [comparison.ON] and plans[comparison.ON]["HP_NORM_PLUGIN"] == "auto"
     assert engine.asked[0] == ("keep", {"name": "on"}), "what it compiled at its start"
     assert [(one["name"], one["with_plugin"]) for one in compiled(engine)] == [
         ("off", False), ("on-2", True), ("off-2", False),
     ]  # fmt: skip
     roots = {one["cache_root"] for one in compiled(engine)}
-    assert len(roots) == 3 and plans[offline.ON]["VLLM_CACHE_ROOT"] not in roots
+    assert len(roots) == 3 and plans[comparison.ON]["VLLM_CACHE_ROOT"] not in roots
     assert {name: state["of"] for name, state in result["state"].items()} == {
         name: name for name in ("off", "on", "off-2", "on-2")
     }
@@ -103,18 +104,19 @@ def test_one_engine_compiles_each_setting_so_often(swapped):
 def test_in_one_cache_all_are_of_the_same_folder(swapped):
     _, engine, plans = swapped("--one-cache", "--engines", "2", "--batch-sizes", "1")
     assert {one["cache_root"] for one in compiled(engine)} == {
-        plans[offline.ON]["VLLM_CACHE_ROOT"]
+        plans[comparison.ON]["VLLM_CACHE_ROOT"]
     }  # fmt: skip
 
 
 def test_they_take_turns_and_each_is_measured_with_its_own(swapped):
     result, engine, _ = swapped("--batch-sizes", "8", "--prefill-batch", "0", "--repeats", "2")
     (row,) = result["rows"]
-    assert row["tpot_s"] == {"off": 0.005, "on": 0.004} and row["tpot_ratio"] == 0.8
+    assert row["tpot_s"] == pytest.approx({"off": 0.005, "on": 0.004})
+    assert row["tpot_ratio"] == pytest.approx(0.8)
     turn = ["use", "watch", "measure", "watched"]
     asked = [engine.asked[at : at + len(turn)] for at in range(len(engine.asked))]
     turns = [each[0][1]["name"] for each in asked if [what for what, _ in each] == turn]
-    assert turns == ["off", "on"] * 3
+    assert turns == ["off", "on", "on", "off", "off", "on"], "there and back"
     (step,) = result["replayed"]
     assert step["batch"] == 8 and step["step_ratio"] == 0.8
     (watched,) = result["watched"]

@@ -6,7 +6,8 @@ import argparse
 from dataclasses import dataclass
 
 from hp_norm_plugin.vllm import quantization
-from serving import cache, offline
+from serving import cache
+from serving.comparison import OFF, ON, more_of
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Variant(argparse.Action):
         if not settings or not all("=" in setting for setting in settings):
             got = " ".join(values)
             parser.error(f"--variant: must be NAME VARIABLE=VALUE [VARIABLE=VALUE ...], got {got}")
-        engine = offline.more_of(offline.OFF, [name]) or offline.more_of(offline.ON, [name])
+        engine = more_of(OFF, [name]) or more_of(ON, [name])
         if engine or name in namespace.variants:
             parser.error(f"--variant: the name must be new, got {name}")
         variables = dict(setting.split("=", 1) for setting in settings)

@@ -14,12 +14,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from serving import decode_profile, offline, stats
+from serving import comparison, decode_profile, offline, stats
 from serving.children import alone, progress_bar
 from serving.models import Model
 
 # The first two fill the cache; from the third on, each must find what its setting compiled.
-ORDER = (offline.ON, offline.OFF, offline.ON, offline.OFF, offline.ON)
+ORDER = (comparison.ON, comparison.OFF, comparison.ON, comparison.OFF, comparison.ON)
 
 
 def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     starts = []
     with tempfile.TemporaryDirectory(prefix="hp_norm_cache_") as root:
         for number, setting in enumerate(ORDER[: args.starts], 1):
-            plugin = "0" if setting == offline.OFF else args.plugin
+            plugin = "0" if setting == comparison.OFF else args.plugin
             variables = {"HP_NORM_PLUGIN": plugin, "VLLM_CACHE_ROOT": root}
             with contextlib.ExitStack() as stack:
                 progress = stack.enter_context(progress_bar())
@@ -74,15 +74,15 @@ def verdict(result: dict[str, Any], gpu: bool, may_stand_aside: bool = False) ->
     """
     starts = result["starts"]
     aside = may_stand_aside and not any(start["hp_norm_per_step"] for start in starts)
-    dirs: dict[str, set[str]] = {offline.OFF: set(), offline.ON: set()}
+    dirs: dict[str, set[str]] = {comparison.OFF: set(), comparison.ON: set()}
     for start in starts:
         dirs[start["plugin"]].add(start["cache_dir"])
         ran = start["hp_norm_per_step"] > 0
-        if ran != (start["plugin"] == offline.ON) and not aside:
+        if ran != (start["plugin"] == comparison.ON) and not aside:
             return False, f"plugin {start['plugin']}: {start['hp_norm_per_step']:g} calls a step"
     if not all(len(found) == 1 for found in dirs.values()):
         return False, "one setting had two keys: it would compile again"
-    shared = bool(dirs[offline.OFF] & dirs[offline.ON])
+    shared = bool(dirs[comparison.OFF] & dirs[comparison.ON])
     if shared and not aside:
         return False, "both settings have one key: one would run the other's graph"
     if aside and not shared:

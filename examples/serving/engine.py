@@ -5,7 +5,6 @@ Two engines, plugin off and on, can then be alive at once and be measured in tur
 
 from __future__ import annotations
 
-import statistics
 import time
 from typing import Any
 
@@ -98,22 +97,18 @@ class Engine:
     ) -> dict[str, Any]:
         """Time one batch: greedy, eos ignored.
 
-        Seconds until every request has its first token, until all have all of theirs, and the
-        median time of an engine step in between, in which each request gains one token.
+        Seconds until every request has its first token, and until all have all of theirs.
         `repeat` asks for several measurements in a row; `tokens` are those of the last.
 
         `queued` batches wait in line, and the seconds are those of one of them: the engine starts
         with the request that arrives first, so that how one batch alone falls into steps is chance.
         """
         prompts = self._prompts(batch * queued, input_len, seed)
-        result: dict[str, Any] = {"first_token_s": [], "all_tokens_s": [], "step_s": []}
+        result: dict[str, Any] = {"first_token_s": [], "all_tokens_s": []}
         for _ in range(repeat):
             arrivals, result["tokens"] = self._generate(prompts, output_len)
             result["first_token_s"].append(arrivals[0] / queued)
             result["all_tokens_s"].append(arrivals[-1] / queued)
-            if output_len > 1:
-                steps = [b - a for a, b in zip(arrivals, arrivals[1:], strict=False)]
-                result["step_s"].append(statistics.median(steps))
         return result
 
     def profile(self, batch: int, input_len: int, output_len: int, seed: int) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""Whether a model fits into a machine without a GPU: asked before anything is started."""
+"""Whether a model and its requests fit into memory: asked before anything is started."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from serving import agreement, models
 
 BYTES = 2  # of a bf16
 GIB = 2**30
+KV_BLOCK = {"gpu": 16, "cpu": 128}  # tokens, as vLLM has it by default
 
 
 def weight_bytes(config: dict[str, Any]) -> int:
@@ -22,6 +24,17 @@ def weight_bytes(config: dict[str, Any]) -> int:
     embeddings = 1 if config["tie_word_embeddings"] else 2
     vocabulary = embeddings * config["vocab_size"] * hidden
     return BYTES * (config["num_hidden_layers"] * layer + vocabulary)
+
+
+def kv_cache_bytes(config: dict[str, Any], requests: int, tokens: int, block: int) -> int:
+    """Return the bytes of the keys and values of so many requests of so many tokens each.
+
+    In whole blocks, and one that vLLM keeps for itself; a layer that looks back over a window
+    alone is counted as any other.
+    """
+    blocks = requests * -(-tokens // block) + 1
+    heads = config["num_hidden_layers"] * config["num_key_value_heads"]
+    return blocks * block * 2 * heads * config["head_dim"] * BYTES
 
 
 def available_bytes() -> int:
@@ -44,14 +57,34 @@ def engines(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise ValueError when the weights of an architecture do not fit into memory.
+    """Raise ValueError when an architecture or its requests do not fit into memory.
 
-    Of a checkpoint nothing is known yet. What does not fit would be killed by the system after
-    minutes, without a word.
+    Of a checkpoint nothing is known yet.
     """
     if args.model not in models.architecture_names():
         return
     config = json.loads((models.ARCHITECTURES / f"{args.model}.json").read_text())
+    if args.mode in ("offline", "server", "swap"):
+        _check_kv_cache(args, config)
+    if not args.gpu:
+        _check_weights(args, config)
+
+
+def _check_kv_cache(args: argparse.Namespace, config: dict[str, Any]) -> None:
+    """Where one request too many waits for a block, the others' times are no longer compared."""
+    requests, tokens = max(args.batch_sizes), args.input_len + args.output_len
+    block = KV_BLOCK["gpu" if args.gpu else "cpu"]
+    needed = kv_cache_bytes(config, requests, tokens, block) / GIB
+    if needed > args.kv_cache_gib:
+        raise ValueError(
+            f"--kv-cache-gib: must hold {requests} request{'s' if requests > 1 else ''} of "
+            f"{tokens} tokens, {math.ceil(needed * 1e3) / 1e3:g} GiB of {args.model}, "
+            f"got {args.kv_cache_gib:g}"
+        )
+
+
+def _check_weights(args: argparse.Namespace, config: dict[str, Any]) -> None:
+    """What does not fit would be killed by the system after minutes, without a word."""
     number = engines(args)
     needed, available = number * weight_bytes(config), available_bytes()
     if needed > available:

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import re
-import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
 from hp_norm_plugin.vllm.probe import WORKER_EXTENSION
-from serving import decode_profile, stats
+from serving import decode_profile
 from serving.children import alone, progress_bar, start_all
 from serving.client import EngineClient, child_environment
+from serving.comparison import OFF, ON, summarise
 from serving.models import Model
 
-OFF = "off"
-ON = "on"
 QUEUED_PREFILLS = 4
-
-
-def more_of(setting: str, names: Iterable[str]) -> list[str]:
-    """Return the engines of a setting, off or on: `off`, `off-2`, `off-3`."""
-    return [name for name in names if re.fullmatch(rf"{setting}(-\d+)?", name)]
 
 
 def engine_config(
@@ -115,68 +107,28 @@ def measure(
     for work in workloads:
         request = {k: v for k, v in work.items() if k != "kind"}
         runs: dict[str, Any] = {
-            name: {"first_token_s": [], "all_tokens_s": [], "step_s": [], "tokens": []}
-            for name in engines
+            name: {"first_token_s": [], "all_tokens_s": [], "tokens": []} for name in engines
         }
+        turns = list(engines.items())
         for repeat in range(-args.warmup, args.repeats):
-            for name, engine in engines.items():
+            for name, engine in turns:
                 progress.update(
                     task, description=f"{work['kind']} batch {work['batch']}, plugin {name}"
                 )
                 with alone(engine, args):
                     result = engine.ask("measure", seed=args.seed, **request)
                 if repeat >= 0:
-                    for field in ("first_token_s", "all_tokens_s", "step_s"):
+                    for field in ("first_token_s", "all_tokens_s"):
                         runs[name][field] += result[field]
                     runs[name]["tokens"].append(result["tokens"])
                 progress.update(task, advance=1)
+            # There and back: in one order, what every second measurement has in common would be
+            # all of one setting's.
+            turns.reverse()
         rows.append(summarise(work, runs))
         keep({"rows": rows})
     progress.update(task, visible=False)
     return rows
-
-
-def summarise(work: dict[str, Any], runs: dict[str, Any]) -> dict[str, Any]:
-    """Turn one workload's raw runs into a row: medians, ratios, and whether the tokens agree."""
-    row: dict[str, Any] = {**work, "repeats": len(runs[OFF]["first_token_s"])}
-    judged = first = {name: run["first_token_s"] for name, run in runs.items()}
-    row |= compare("ttft", first)
-    if work["output_len"] > 1:
-        # The median step: a prefill that takes 10 ms more or less does not show in it.
-        judged = {name: run["step_s"] for name, run in runs.items()}
-        row |= compare("tpot", judged)
-        row["tokens_off_on"] = stats.same_tokens(runs[OFF]["tokens"][-1], runs[ON]["tokens"][-1])
-        row["tokens_off_off"] = stats.same_tokens(runs[OFF]["tokens"][0], runs[OFF]["tokens"][-1])
-    row["others"] = {
-        name: stats.paired_ratio(judged[name], judged[OFF])
-        for name in runs
-        if name not in (OFF, ON)
-    }
-    row["raw"] = {
-        name: {k: v for k, v in run.items() if k != "tokens"} for name, run in runs.items()
-    }
-    return row
-
-
-def compare(what: str, times: dict[str, Sequence[float]]) -> dict[str, Any]:
-    """Return the fields of a row that say of one kind of time what each engine took, and on/off.
-
-    With several engines of a setting, the ratio is of their means, and its spread the standard
-    error between engines; with one of each, the median over the interleaved pairs.
-    """
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    ons, offs = ([medians[name] for name in more_of(setting, medians)] for setting in (ON, OFF))
-    if len(ons) + len(offs) > 2:
-        ratio, spread = stats.ratio_of_means(ons, offs)
-    else:
-        ratio, spread = stats.paired_ratio(times[ON], times[OFF])
-    means = {OFF: sum(offs) / len(offs), ON: sum(ons) / len(ons)}
-    return {
-        f"{what}_s": medians,
-        f"{what}_mean_s": means,
-        f"{what}_ratio": ratio,
-        f"{what}_spread": spread,
-    }
 
 
 def run(

@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from serving import decode_profile, offline, stats
+from serving import comparison, decode_profile, offline, stats
 from serving.children import START_TIMEOUT, alone, progress_bar, start_all
 from serving.client import EngineClient, child_environment
 from serving.models import Model
@@ -125,7 +125,7 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
         `profiles` of one request's decode, `state` and `texts`, of both servers each.
 
     """
-    plans = {offline.OFF: "0", offline.ON: args.plugin}
+    plans = {comparison.OFF: "0", comparison.ON: args.plugin}
     ports = {name: args.port + number for number, name in enumerate(plans)}
     for port in ports.values():
         check_port(port)
@@ -190,7 +190,7 @@ def _summary(raw: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for metric in METRICS:
         values = {name: [result[metric] for result in results] for name, results in raw.items()}
-        ratio, spread = stats.paired_ratio(values[offline.ON], values[offline.OFF])
+        ratio, spread = stats.paired_ratio(values[comparison.ON], values[comparison.OFF])
         medians = {name: statistics.median(found) for name, found in values.items()}
         row[metric] = {**medians, "ratio": ratio, "spread": spread}
     return row
@@ -200,5 +200,5 @@ def verdict(result: dict[str, Any]) -> tuple[bool, str]:
     """Return what `offline.verdict` does, and whether the greedy texts agree."""
     ran, sentence = offline.verdict(result)
     tokens = result["profiles"][0]["decode_steps"] + 1
-    same = result["texts"][offline.OFF] == result["texts"][offline.ON]
+    same = result["texts"][comparison.OFF] == result["texts"][comparison.ON]
     return ran, f"{sentence}; {tokens} greedy tokens {'agree' if same else 'differ'}"

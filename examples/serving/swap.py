@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serving import offline
+from serving import comparison, offline
 from serving.children import alone, progress_bar
 from serving.client import EngineClient
 from serving.models import Model
@@ -56,22 +56,22 @@ def run(
     `args.engines` compilations of each setting, each in a compile cache of its own unless
     `args.one_cache`. Returns and raises what `offline.run` does.
     """
-    pair = (offline.ON, offline.OFF)
+    pair = (comparison.ON, comparison.OFF)
     names = [*pair, *(f"{name}-{n}" for n in range(2, args.engines + 1) for name in pair)]
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(progress_bar())
         # The folders go when the engine, which writes to them, is gone.
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hp_norm_cache_")))
         caches = {name: str(root / ("one" if args.one_cache else name)) for name in names}
-        variables = {"HP_NORM_PLUGIN": args.plugin, "VLLM_CACHE_ROOT": caches[offline.ON]}
-        plans = {offline.ON: variables}
-        engine = offline.start(stack, model, args, progress, plans, WORKER_EXTENSION)[offline.ON]
+        variables = {"HP_NORM_PLUGIN": args.plugin, "VLLM_CACHE_ROOT": caches[comparison.ON]}
+        plans = {comparison.ON: variables}
+        engine = offline.start(stack, model, args, progress, plans, WORKER_EXTENSION)[comparison.ON]
         task = progress.add_task("compiling", total=len(names))
         with alone(engine, args):
-            engine.ask("keep", name=offline.ON)
+            engine.ask("keep", name=comparison.ON)
             for name in names[1:]:
                 progress.update(task, advance=1, description=f"compiling, plugin {name}")
-                with_plugin = bool(offline.more_of(offline.ON, [name]))
+                with_plugin = bool(comparison.more_of(comparison.ON, [name]))
                 engine.ask(
                     "compile", name=name, with_plugin=with_plugin, cache_root=caches[name]
                 )  # fmt: skip
@@ -105,7 +105,7 @@ def _watched(
         return {}
     row: dict[str, Any] = {"batch": batch, "raw": turns}
     for what in ("graph", "rest", "step"):
-        row |= offline.compare(
+        row |= comparison.compare(
             what, {name: [turn[f"{what}_s"] for turn in each] for name, each in turns.items()}
         )
     return row
@@ -125,4 +125,4 @@ def _replay(
     )  # fmt: skip
     if not all(seconds.values()):
         return {}
-    return {"batch": batch, **offline.compare("step", seconds), "raw": seconds}
+    return {"batch": batch, **comparison.compare("step", seconds), "raw": seconds}
