@@ -102,9 +102,15 @@ def test_a_profile_is_of_the_decode_steps_alone():
     profiled.llm = types.SimpleNamespace(collective_rpc=rpc)
     profiled._generate = lambda prompts, tokens: generated.append(tokens)
     result = profiled.profile(batch=1, input_len=3, output_len=17, seed=0)
-    assert result["decode_steps"] == 16
+    assert result["steps"] == 16
     (kernel,) = result["kernels"]
     assert (kernel["name"], kernel["count"], kernel["time_us"]) == ("norm", 80, 32.0)
+
+    generated.clear()
+    result = profiled.profile(batch=1, input_len=3, output_len=1, seed=0)
+    assert generated == [1, 1] and result["steps"] == 1, "the prefill, the second time"
+    (kernel,) = result["kernels"]
+    assert (kernel["name"], kernel["count"], kernel["time_us"]) == ("norm", 5, 2.0)
 
 
 @pytest.mark.parametrize(("kernels", "share"), [(200.0, "5.0%"), (-50.0, "")])
@@ -112,9 +118,10 @@ def test_a_share_is_of_something(kernels, share):
     summary = {"kernel_us_per_step": kernels, "norm_us_per_step": 10.0, "norms_per_step": 5,
                "hp_norm_per_step": 5}  # fmt: skip
     console = Console(record=True, width=200)
-    profiles = [{"plugin": "on", "batch": 1, "summary": summary}]
+    profiles = [{"plugin": "on", "kind": "prefill", "batch": 8, "summary": summary}]
     report.print_offline(console, "title", {"rows": [], "profiles": profiles})
     *_, row, _ = console.export_text().strip().splitlines()
+    assert "on, prefill 8" in row
     assert [cell.strip() for cell in row.split("│")[1:-1]][1:4] == [f"{kernels:.1f}", "10.0", share]
 
 
@@ -137,7 +144,7 @@ def test_norm_share_counts_ours_apart_from_inductors():
         {"name": "triton_red_fused_add_mean_mul_pow_rsqrt_2", "count": 10, "time_us": 30.0},
         {"name": "nvjet_tst_64x8", "count": 40, "time_us": 930.0},
     ]
-    share = stats.norm_share({"decode_steps": 10, "kernels": kernels})
+    share = stats.norm_share({"steps": 10, "kernels": kernels})
     assert share["hp_norm_per_step"] == 2 and share["norms_per_step"] == 3
     assert share["hp_norm_us_per_step"] == 4 and share["norm_us_per_step"] == 7
     assert share["kernel_us_per_step"] == 100
@@ -156,8 +163,9 @@ def result(on, off=0.0, layers=None):
         "first_gpc": [],
     }
     profiles = [
-        {"plugin": name, "summary": {"hp_norm_per_step": calls}}
+        {"plugin": name, "kind": kind, "summary": {"hp_norm_per_step": calls * steps}}
         for name, calls in (("off", off), ("on", on))
+        for kind, steps in (("decode", 1), ("prefill", 2))  # which may be of more steps than one
     ]
     return {"profiles": profiles, "state": {"on": state, "off": state}}
 

@@ -368,8 +368,8 @@ def test_a_whole_run_of_server_mode(tmp_path, monkeypatch, repeats, ratio):
     assert [row[1:3] for row in rows[:-2]] == [*latencies, ["tokens/s", "100.00"]]
     assert {row[4] for row in rows[:-2]} == {ratio}
     assert rows[-2:] == [
-        ["off, 1", "200.0", "4.0", "2.0%", "5", "0"],
-        ["on, 1", "200.0", "8.0", "4.0%", "5", "5"],
+        ["off, decode 1", "200.0", "4.0", "2.0%", "5", "0"],
+        ["on, decode 1", "200.0", "8.0", "4.0%", "5", "5"],
     ]
     assert result["ok"] and result["verdict"] == (
         "the operator ran 5 times a decode step (5 norm layers on it), 0 times with the plugin "

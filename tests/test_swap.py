@@ -56,7 +56,7 @@ class FakeEngine:
         if do == "profile":
             kernel = "hp_norm" if self.used.startswith("on") else "native"
             row = {"name": kernel, "count": 16, "time_us": 1.0, "until_next_us": 1.0}
-            return {"decode_steps": 16, "kernels": [row]}
+            return {"steps": 16, "kernels": [row]}
         step = self.step(self.used)
         last = step * arguments.get("output_len", 1)
         return {"first_token_s": [step], "all_tokens_s": [last], "tokens": [[1]]}

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from serving import comparison, decode_profile, offline, stats
+from serving import comparison, kernel_profile, offline, stats
 from serving.children import alone, progress_bar
 from serving.models import Model
 
@@ -48,7 +48,7 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
 
 def _look(engine: Any, setting: str, args: argparse.Namespace) -> dict[str, Any]:
     work = {"batch": 1, "input_len": args.input_len, "seed": args.seed}
-    length = decode_profile.output_len(args)
+    length = kernel_profile.output_len(args.output_len)
     state = engine.ask("state")
     tokens = engine.ask("measure", output_len=length, **work)["tokens"]
     profile = engine.ask("profile", output_len=length, **work)

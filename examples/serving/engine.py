@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from serving import decode_profile
+from serving import kernel_profile
 
 
 class Engine:
@@ -112,9 +112,9 @@ class Engine:
         return result
 
     def profile(self, batch: int, input_len: int, output_len: int, seed: int) -> dict[str, Any]:
-        """Kernels (on a CPU: operators) of `output_len - 1` decode steps alone."""
+        """Kernels (on a CPU: operators) as `kernel_profile.take` returns them."""
         prompts = self._prompts(batch, input_len, seed)
-        return decode_profile.take(
+        return kernel_profile.take(
             start=lambda: self.llm.collective_rpc("hp_norm_profile_start"),
             generate=lambda tokens: self._generate(prompts, tokens),
             stop=lambda: self.llm.collective_rpc("hp_norm_profile_stop")[0],

@@ -12,7 +12,7 @@ from typing import Any
 from rich.progress import Progress
 
 from hp_norm_plugin.vllm.probe import WORKER_EXTENSION
-from serving import decode_profile
+from serving import kernel_profile
 from serving.children import alone, progress_bar, start_all
 from serving.client import EngineClient, child_environment
 from serving.comparison import OFF, ON, summarise
@@ -83,6 +83,21 @@ def start(
     return start_all(stack, clients, args, progress)
 
 
+def workloads(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return what `Engine.measure` is asked for, with the kind of each."""
+    works: list[dict[str, Any]] = [
+        {"kind": "decode", "batch": batch, "input_len": args.input_len,
+         "output_len": args.output_len}
+        for batch in args.batch_sizes
+    ]  # fmt: skip
+    if args.prefill_batch:
+        works.append(
+            {"kind": "prefill", "batch": args.prefill_batch, "input_len": args.prefill_len,
+             "output_len": 1, "queued": QUEUED_PREFILLS}
+        )  # fmt: skip
+    return works
+
+
 def measure(
     engines: dict[str, EngineClient],
     args: argparse.Namespace,
@@ -90,21 +105,11 @@ def measure(
     keep: Callable[[dict[str, Any]], None],
 ) -> list[dict[str, Any]]:
     """Measure every workload on each engine in turn; one row a workload, kept as they come."""
-    workloads = [
-        {"kind": "decode", "batch": batch, "input_len": args.input_len,
-         "output_len": args.output_len}
-        for batch in args.batch_sizes
-    ]  # fmt: skip
-    if args.prefill_batch:
-        workloads.append(
-            {"kind": "prefill", "batch": args.prefill_batch, "input_len": args.prefill_len,
-             "output_len": 1, "queued": QUEUED_PREFILLS}
-        )  # fmt: skip
     task = progress.add_task(
-        "measuring", total=len(workloads) * (args.repeats + args.warmup) * len(engines)
+        "measuring", total=len(workloads(args)) * (args.repeats + args.warmup) * len(engines)
     )
     rows = []
-    for work in workloads:
+    for work in workloads(args):
         request = {k: v for k, v in work.items() if k != "kind"}
         runs: dict[str, Any] = {
             name: {"first_token_s": [], "all_tokens_s": [], "tokens": []} for name in engines
@@ -185,17 +190,24 @@ def look(
         with alone(engine, args):
             state[name] = engine.ask("state")
     rows = measure(engines, args, progress, keep)
+    return {"rows": rows, "profiles": _profiles(engines, args), "state": state}
+
+
+def _profiles(engines: dict[str, EngineClient], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Profile the first decode and the prefill, off and on; or all of them on every engine."""
     profiles = []
-    for batch in args.batch_sizes if args.profile_all else args.batch_sizes[:1]:
+    batches = args.batch_sizes if args.profile_all else args.batch_sizes[:1]
+    for work in workloads(args):
+        if work["kind"] == "decode" and work["batch"] not in batches:
+            continue
+        asked = {"batch": work["batch"], "input_len": work["input_len"],
+                 "output_len": kernel_profile.output_len(work["output_len"])}  # fmt: skip
         for name in engines if args.profile_all else (OFF, ON):
-            engine = engines[name]
-            with alone(engine, args):
-                profile = engine.ask(
-                    "profile", batch=batch, input_len=args.input_len, seed=args.seed,
-                    output_len=decode_profile.output_len(args),
-                )  # fmt: skip
-            profiles.append({"plugin": name, "batch": batch, **decode_profile.summarised(profile)})
-    return {"rows": rows, "profiles": profiles, "state": state}
+            with alone(engines[name], args):
+                taken = engines[name].ask("profile", seed=args.seed, **asked)
+            named = {"plugin": name, "kind": work["kind"], **asked}
+            profiles.append({**named, **kernel_profile.summarised(taken)})
+    return profiles
 
 
 def graphs(result: dict[str, Any]) -> str:
@@ -213,7 +225,9 @@ def verdict(result: dict[str, Any]) -> tuple[bool, str]:
     """Return whether the operator ran with the plugin on, and not with it off; and one sentence."""
     calls = {
         name: max(
-            p["summary"]["hp_norm_per_step"] for p in result["profiles"] if p["plugin"] == name
+            profile["summary"]["hp_norm_per_step"]
+            for profile in result["profiles"]
+            if profile["plugin"] == name and profile["kind"] == "decode"
         )
         for name in (OFF, ON)
     }

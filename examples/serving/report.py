@@ -86,7 +86,7 @@ def print_offline(console: Console, title: str, result: dict[str, Any]) -> None:
 
 def print_profiles(console: Console, profiles: list[dict[str, Any]]) -> None:
     """Print one row per profile: the norms' part of the kernel time."""
-    table = Table(title="decode, per step", title_justify="left")
+    table = Table(title="kernels of a step", title_justify="left")
     table.add_column("plugin, batch")
     for heading in ("kernels us", "norms us", "share", "norm kernels", "of them ours"):
         table.add_column(heading, justify="right")
@@ -96,7 +96,7 @@ def print_profiles(console: Console, profiles: list[dict[str, Any]]) -> None:
         whole = total["kernel_us_per_step"]
         share = f"{total['norm_us_per_step'] / whole:.1%}" if whole > 0 else ""
         table.add_row(
-            f"{profile['plugin']}, {profile['batch']}",
+            f"{profile['plugin']}, {profile['kind']} {profile['batch']}",
             f"{total['kernel_us_per_step']:.1f}",
             f"{total['norm_us_per_step']:.1f}",
             share,

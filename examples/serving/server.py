@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from serving import comparison, decode_profile, offline, stats
+from serving import comparison, kernel_profile, offline, stats
 from serving.children import START_TIMEOUT, alone, progress_bar, start_all
 from serving.client import EngineClient, child_environment
 from serving.models import Model
@@ -99,13 +99,13 @@ def look(server: Server, model: Model, args: argparse.Namespace) -> tuple[str, d
         }  # fmt: skip
         texts.append(server.post("/v1/completions", body)["choices"][0]["text"])
 
-    profile = decode_profile.take(
+    profile = kernel_profile.take(
         start=lambda: server.rpc("hp_norm_profile_start"),
         generate=generate,
         stop=lambda: server.rpc("hp_norm_profile_stop")[0],
-        output_len=decode_profile.output_len(args),
+        output_len=kernel_profile.output_len(args.output_len),
     )
-    return texts[-1], decode_profile.summarised(profile)
+    return texts[-1], kernel_profile.summarised(profile)
 
 
 def loads(args: argparse.Namespace) -> list[dict[str, str]]:
@@ -167,7 +167,7 @@ def _drive(
                 server.rpc("hp_norm_fill_weights", seed=str(args.seed))
             state[name] = server.rpc("hp_norm_state")[0]
             texts[name], profile = look(server, model, args)
-        profiles.append({"plugin": name, "batch": 1, **profile})
+        profiles.append({"plugin": name, "kind": "decode", "batch": 1, **profile})
     rows = []
     for load in loads(args):
         raw: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
@@ -199,6 +199,6 @@ def _summary(raw: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 def verdict(result: dict[str, Any]) -> tuple[bool, str]:
     """Return what `offline.verdict` does, and whether the greedy texts agree."""
     ran, sentence = offline.verdict(result)
-    tokens = result["profiles"][0]["decode_steps"] + 1
+    tokens = result["profiles"][0]["steps"] + 1
     same = result["texts"][comparison.OFF] == result["texts"][comparison.ON]
     return ran, f"{sentence}; {tokens} greedy tokens {'agree' if same else 'differ'}"

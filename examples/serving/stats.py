@@ -58,7 +58,7 @@ def ratio_of_means(on: Sequence[float], off: Sequence[float]) -> tuple[float, fl
 
 def norm_share(profile: dict[str, Any]) -> dict[str, float]:
     """Sum a decode profile: time a step, the norms' part of it, our kernels and their number."""
-    steps = profile["decode_steps"]
+    steps = profile["steps"]
     kernels = profile["kernels"]
 
     def total(pattern: re.Pattern[str] | None, field: str) -> float:

@@ -1,8 +1,7 @@
-"""The kernels of decode steps alone, of an engine or of a server."""
+"""The kernels of a prefill, or of decode steps alone, of an engine or of a server."""
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +12,9 @@ MOST_TOKENS = 17  # of a profiled request: its prefill and 16 decode steps
 KEPT = 20  # kernels of a profile that are written down, the longest
 
 
-def output_len(args: argparse.Namespace) -> int:
-    """Return how many tokens a profiled request generates."""
-    return min(args.output_len, MOST_TOKENS)
+def output_len(measured: int) -> int:
+    """Return how many tokens a profiled request generates, of the measured one's."""
+    return min(measured, MOST_TOKENS)
 
 
 def take(
@@ -24,9 +23,10 @@ def take(
     stop: Callable[[], list[dict[str, Any]]],
     output_len: int,
 ) -> dict[str, Any]:
-    """Return the kernels (on a CPU: operators) of `output_len - 1` decode steps.
+    """Return the kernels (on a CPU: operators) of a prefill, or of decode steps.
 
-    Two profiles, of one token and of all, are subtracted: what is left is without the prefill.
+    Of one token it is the prefill, of more the `output_len - 1` decode steps: two profiles, of one
+    token and of all, are subtracted.
 
     Parameters
     ----------
@@ -41,7 +41,8 @@ def take(
     fields = ("count", "time_us", "until_next_us")
     by_name: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(fields, 0.0))
     # The first, of sign 0, is for what only a first profile has.
-    for tokens, sign in ((1, 0), (1, -1), (output_len, 1)):
+    prefill, decode = ((1, 0), (1, 1)), ((1, 0), (1, -1), (output_len, 1))
+    for tokens, sign in decode if output_len > 1 else prefill:
         start()
         generate(tokens)
         for row in stop():
@@ -53,7 +54,7 @@ def take(
         if sums["count"] > 0
     ]
     kernels.sort(key=lambda row: -row["time_us"])
-    return {"decode_steps": output_len - 1, "kernels": kernels}
+    return {"steps": max(1, output_len - 1), "kernels": kernels}
 
 
 def summarised(profile: dict[str, Any]) -> dict[str, Any]:
