@@ -92,7 +92,7 @@ def table(runs: dict[str, dict[str, Any]], folder: Path) -> str:
             bound = bound_of(asked, row)
             cells = (
                 model, f"{row['kind']} {row['batch']} x {row['input_len']}", f"{off}, {on}",
-                f"{ratio:.3f} ± {spread:.3f}", alone, "" if bound is None else f"{bound:.3f}",
+                f"{ratio:.4f} ± {spread:.4f}", alone, "" if bound is None else f"{bound:.3f}",
                 verdict(row["kind"], ratio, spread, bound),
             )  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -38,8 +39,8 @@ def test_a_changed_figure_is_found():
     text = (ROOT / "README.md").read_text()
     table = served_report.BLOCK.search(text)[0]
     row = next(line for line in table.splitlines() if "decode 32" in line)
-    ratio = re.search(r"\d\.\d{3} ± ", row)[0]
-    changed = text.replace(row, row.replace(ratio, "0.123 ± "))
+    ratio = re.search(r"\d\.\d{4} ± ", row)[0]
+    changed = text.replace(row, row.replace(ratio, "0.1234 ± "))
     assert changed != text
     assert served_report.render(changed) == text
 
@@ -113,7 +114,7 @@ def test_what_is_said_of_one_engine():
 
 
 def test_what_is_said_of_cards():
-    """Llama-3.1-8B, a token of 32 requests: the best card, and the seven others."""
+    """Llama-3.1-8B, a token of 32 requests: the best card, and the eight others."""
     bf16 = "-llama-3.1-8b-bf16"
     best, *others = (
         row["tpot_ratio"]
@@ -121,16 +122,60 @@ def test_what_is_said_of_cards():
             "11-28-h200-b742c65-llama-3.1-8b-batch-32-swap",
             *(f"11-27-h200-{run}{bf16}" for run in ("e2a77e1", "3df40ec", "d02c", "108cccf")),
             *(f"11-28-h200-{run}-llama-3.1-8b-swap" for run in ("5f3f33d", "b742c65")),
-            "12-01-h200-023d026-llama-3.1-8b-swap",
+            *(f"12-01-h200-{run}-llama-3.1-8b-swap" for run in ("023d026", "b0548ab")),
         )
         for row in served(name)["rows"]
         if (row["kind"], row["batch"]) == ("decode", 32)
     )
     least, most = (f"{100 - 100 * ratio:.1f}" for ratio in (max(others), min(others)))
-    assert len(others) == 7
-    one, seven = f"{100 - 100 * best:.1f} % of a token's time", f"{least} to {most} % on seven"
-    assert f"{one} on one card, {seven}" in SERVED
-    assert f"{one} at batch 32 on one card, {seven}" in README
+    assert len(others) == 8
+    one, eight = f"{100 - 100 * best:.1f} % of a token's time", f"{least} to {most} % on eight"
+    assert f"{one} on one card, {eight}" in SERVED
+    assert f"{one} at batch 32 on one card, {eight}" in README
+
+
+def test_what_is_said_of_prefills():
+    """Of the Llama in ten runs, and in FP8 in three."""
+    runs = [
+        *(f"11-27-h200-{run}-llama-3.1-8b-bf16" for run in ("e2a77e1", "3df40ec", "d02c")),
+        *(f"11-27-h200-{run}-llama-3.1-8b-bf16" for run in ("108cccf", "99b7")),
+        *(f"11-28-h200-{run}-llama-3.1-8b-swap" for run in ("5f3f33d", "b742c65")),
+        *(f"12-01-h200-{run}-llama-3.1-8b-swap" for run in ("023d026", "b0548ab")),
+        "12-01-h200-1a2b007-llama-3.1-8b-batch-128-swap",
+    ]
+    prefills = [served(run)["rows"][-1] for run in runs]
+    ratios = [row["ttft_ratio"] for row in prefills]
+    assert all(row["kind"] == "prefill" for row in prefills) and len(ratios) == 10
+    *most, last = (f"{ratio:.4f}" for ratio in ratios)
+    assert f"it took {', '.join(most)} and {last} of the time without" in SERVED
+    error = statistics.stdev(ratios) / len(ratios) ** 0.5
+    mean = f"{statistics.fmean(ratios):.4f} ± {error:.4f}"
+    last_three = f"in that of the last three {statistics.fmean(ratios[-3:]):.4f}"
+    assert f"it is {mean}, {last_three}" in SERVED and f"at {mean} in the mean of" in README
+    past = [100 * (row["ttft_ratio"] - row["ttft_spread"] - 1) for row in prefills]
+    assert [excess > 0 for excess in past] == [False] * 8 + [True] * 2
+    assert f"in the last two of ten runs, by {past[-2]:.2f} and {past[-1]:.2f} %" in SERVED
+    fp8 = [
+        served(f"{run}-llama-3.1-8b-fp8-swap")["rows"][-1]["ttft_ratio"]
+        for run in ("11-28-h200-b742c65", "12-01-h200-023d026", "12-01-h200-b0548ab")
+    ]
+    assert "it was at {:.3f}, {:.3f} and {:.3f}".format(*fp8) in SERVED
+
+
+def test_what_is_said_of_128_requests_that_fit():
+    (row,) = [row for row in served("12-01-h200-1a2b007-llama-3.1-8b-batch-128-swap")["rows"]
+              if row["kind"] == "decode"]  # fmt: skip
+    off, on = (f"{row['tpot_mean_s'][name] * 1e3:.3f}" for name in ("off", "on"))
+    ratio = f"{row['tpot_ratio']:.4f} ± {row['tpot_spread']:.4f}"
+    assert f"takes {off} ms without the plugin and {on} with it: {ratio}" in SERVED
+    assert f"a Llama is at [{ratio}]" in README
+
+
+def test_what_is_said_of_gemma():
+    watched = served("12-01-h200-b0548ab-gemma-3-4b-swap")["watched"]
+    assert [row["batch"] for row in watched] == [1, 32, 128]
+    steps = [f"{row['step_ratio']:.4f}" for row in watched]
+    assert "takes {}, {} and {} of what it takes without".format(*steps) in SERVED
 
 
 def test_what_is_said_of_building():
