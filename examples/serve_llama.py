@@ -64,16 +64,23 @@ def draw(args: argparse.Namespace, console: Console, title: str, bars: dict) -> 
 def run_offline(model: models.Model, args: argparse.Namespace, console: Console) -> dict:
     """Compare times, tokens and kernels: of engines, or of one with its graphs swapped."""
     mode = swap if args.mode == "swap" else offline
-    result = mode.run(model, args, lambda so_far: keep(args, so_far))
+    where = "GPU" if args.gpu else "CPU"
+    found: dict = {}
+
+    def keep_so_far(so_far: dict) -> None:
+        found.update(so_far, path=keep(args, so_far))
+
+    try:
+        result = mode.run(model, args, keep_so_far)
+    except (EngineError, KeyboardInterrupt):
+        if "rows" in found:  # minutes of measuring are not lost with what was cut off
+            report.print_offline(console, f"{model.name}, {where}: what was measured", found)
+            console.print(f"written to {found['path']}", highlight=False)
+        raise
     ran, sentence = offline.verdict(result)
     state = result["state"]["on"]
-    where = "GPU" if args.gpu else "CPU"
     title = f"{model.name}, vLLM {state['vllm']}, {where}: plugin off against on"
     report.print_offline(console, title, result)
-    if result.get("replayed"):
-        report.print_replayed(console, result["replayed"])
-    if result.get("watched"):
-        report.print_watched(console, result["watched"])
     draw(args, console, title, report.offline_bars(result))
     console.print(state["reason"], highlight=False)
     if args.one_cache:

@@ -297,6 +297,28 @@ def test_a_run_that_is_cut_off_leaves_what_it_measured(tmp_path):
     assert "out" not in found["arguments"]
 
 
+@pytest.mark.parametrize("cut_off", [KeyboardInterrupt(), EngineError("engine: died")])
+@pytest.mark.parametrize("measured", [True, False])
+def test_what_was_measured_is_shown_when_a_run_is_cut_off(cut_off, measured, tmp_path, monkeypatch):
+    work = {"kind": "decode", "batch": 8, "input_len": 4, "output_len": 3}
+    row = comparison.summarise(work, {"off": runs(2.0), "on": runs(1.0)})
+
+    def run(model, args, keep):
+        keep({"replayed": []})
+        if measured:
+            keep({"rows": [row], "replayed": []})
+        raise cut_off
+
+    monkeypatch.setattr(offline, "run", run)
+    args = serve_llama.parse(["--out", str(tmp_path)], gpu=True)
+    console = Console(record=True, width=200)
+    with pytest.raises(type(cut_off)):
+        serve_llama.run_offline(SimpleNamespace(name="a-model"), args, console)
+    shown = console.export_text()
+    assert ("2000.000, 1000.000" in shown) == measured
+    assert ("what was measured" in shown and "serve_llama_offline.json" in shown) == measured
+
+
 def test_what_is_not_finite_is_a_word_in_the_json(tmp_path):
     """Python would write Infinity and NaN, which other readers of JSON refuse."""
     args = serve_llama.parse(

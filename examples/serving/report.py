@@ -63,7 +63,7 @@ def _finite(value: Any) -> Any:
 
 
 def print_offline(console: Console, title: str, result: dict[str, Any]) -> None:
-    """Print one row per workload, and the profiles."""
+    """Print one row per workload, and what there is of profiles and CUDA graphs."""
     table = Table(title=title, title_justify="left")
     table.add_column("workload")
     others = list(dict.fromkeys(name for row in result["rows"] for name in row.get("others", {})))
@@ -81,7 +81,10 @@ def print_offline(console: Console, title: str, result: dict[str, Any]) -> None:
             _agreement(row),
         )
     console.print(table)
-    print_profiles(console, result["profiles"])
+    parts = (("profiles", print_profiles), ("replayed", print_replayed), ("watched", print_watched))
+    for part, show in parts:
+        if result.get(part):
+            show(console, result[part])
 
 
 def print_profiles(console: Console, profiles: list[dict[str, Any]]) -> None:
