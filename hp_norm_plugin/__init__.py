@@ -7,13 +7,13 @@ __version__ = "0.1.0"
 MAX_HIDDEN_SIZE = 65536  # here, and not with the checks that need it, for those who have no torch
 
 _FROM = {
-    "LibraryError": "ops",
-    "LibraryStatus": "ops",
+    "LibraryError": "library",
+    "LibraryStatus": "library",
     "explain": "rules",
     "fused_add_rms_norm": "ops",
     "fused_add_rms_norm_": "ops",
-    "library_status": "ops",
-    "load_libraries": "ops",
+    "library_status": "library",
+    "load_libraries": "library",
     "rms_norm": "ops",
     "supports": "ops",
 }

@@ -113,7 +113,7 @@ def flags() -> dict[str, dict[str, Any]]:
 def library() -> dict[str, Any]:
     """Return the state of the compiled libraries."""
     try:
-        status = importlib.import_module("hp_norm_plugin.ops").library_status()
+        status = importlib.import_module("hp_norm_plugin.library").library_status()
     except Exception as error:
         return {"loaded": False, "error": str(error)}
     return {

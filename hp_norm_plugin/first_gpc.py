@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hp_norm_plugin import ops, rules
+from hp_norm_plugin import library, ops, rules
 
 GPCS = 8
 MAX_DEVICES = 64  # that the CUDA library knows
@@ -54,10 +54,10 @@ def set_first_gpc(gpc: int, device: torch.device | int) -> None:
     if not on_cuda or index is None or not 0 <= index < MAX_DEVICES:
         rule = f"must be a CUDA device with an index below {MAX_DEVICES}"
         raise ValueError(f"set_first_gpc: device: {rule}, got {device}")
-    status = ops.library_status()
+    status = library.library_status()
     if not status.cuda_loaded:
         raise RuntimeError(f"set_first_gpc: {status.cuda_error}")
-    ops.native_library(ops.CUDA_LIBRARY).hp_norm_set_first_gpc(index, gpc)
+    library.native_library(library.CUDA_LIBRARY).hp_norm_set_first_gpc(index, gpc)
 
 
 def is_set_by(

@@ -14,7 +14,7 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from hp_norm_plugin import MAX_HIDDEN_SIZE, ops
+from hp_norm_plugin import MAX_HIDDEN_SIZE, library
 from hp_norm_plugin.gpu import FIRST_WITH_CLUSTERS
 
 OPTIONS = {
@@ -123,15 +123,15 @@ class Rule:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    library = ops.native_library(ops.CPU_LIBRARY)
-    library.hp_norm_rule.restype = ctypes.c_char_p
-    library.hp_norm_choose_launch.argtypes = [
+    native = library.native_library(library.CPU_LIBRARY)
+    native.hp_norm_rule.restype = ctypes.c_char_p
+    native.hp_norm_choose_launch.argtypes = [
         ctypes.c_int32, ctypes.c_int32, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32,
         ctypes.c_void_p,
     ]  # fmt: skip
-    library.hp_norm_is_valid.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    library.hp_norm_launch_shape.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
-    return library
+    native.hp_norm_is_valid.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    native.hp_norm_launch_shape.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+    return native
 
 
 @dataclass(frozen=True)
@@ -278,12 +278,12 @@ def forced(config: Config) -> Iterator[None]:
 
     A call whose rows it cannot take raises RuntimeError. For tests and tuning.
     """
-    library = ops.native_library(ops.CUDA_LIBRARY)
-    library.hp_norm_force_config(ctypes.byref(config.native()))
+    native = library.native_library(library.CUDA_LIBRARY)
+    native.hp_norm_force_config(ctypes.byref(config.native()))
     try:
         yield
     finally:
-        library.hp_norm_force_config(None)
+        native.hp_norm_force_config(None)
 
 
 def limit_dependent_launch(max_tokens: int) -> None:
@@ -293,5 +293,5 @@ def limit_dependent_launch(max_tokens: int) -> None:
     the one before, and benchmarks.context shows what that is worth. Users have `HP_NORM_PDL=0`.
     What a CUDA graph has captured stays as it is.
     """
-    library = ops.native_library(ops.CUDA_LIBRARY)
-    library.hp_norm_limit_dependent_launch(ctypes.c_int64(max_tokens))
+    native = library.native_library(library.CUDA_LIBRARY)
+    native.hp_norm_limit_dependent_launch(ctypes.c_int64(max_tokens))

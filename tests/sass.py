@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from hp_norm_plugin import ops
+from hp_norm_plugin import library
 
 FACTS = Path(__file__).with_name("sass_facts.json")
 KERNEL = re.compile(r"Function : \S*?(rms_norm_(?:reread_)?kernel)I(\S+?)EvNS_10NormParamsE")
@@ -78,7 +78,7 @@ def cuobjdump() -> str | None:
 
 
 def _dump(*options: str) -> str:
-    command = [cuobjdump(), *options, str(ops.CUDA_LIBRARY)]
+    command = [cuobjdump(), *options, str(library.CUDA_LIBRARY)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -137,7 +137,7 @@ def kernels(arch: str) -> dict[str, Kernel]:
 
 def record() -> None:
     """Write the facts of this build."""
-    archs = [arch for arch in ops.library_status().cuda_archs if arch.isdigit()]
+    archs = [arch for arch in library.library_status().cuda_archs if arch.isdigit()]
     facts = {
         arch: {name: kernel.facts() for name, kernel in sorted(kernels(arch).items())}
         for arch in archs

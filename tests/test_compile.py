@@ -7,9 +7,9 @@ import torch
 from helpers import assert_same_bits, make_case
 
 import hp_norm_plugin as hp
-from hp_norm_plugin import ops
+from hp_norm_plugin import library
 
-ops.load_libraries()
+library.load_libraries()
 OPS = torch.ops.hp_norm
 
 

@@ -126,12 +126,12 @@ def test_rule_of_a_size_and_of_a_wrong_one():
 
 
 def test_a_missing_library_is_a_line_not_a_traceback(monkeypatch):
-    from hp_norm_plugin import ops
+    from hp_norm_plugin import library
 
     def missing():
-        raise ops.LibraryError("libhp_norm_cpu.so was not built; build it: pip install .")
+        raise library.LibraryError("libhp_norm_cpu.so was not built; build it: pip install .")
 
-    monkeypatch.setattr(ops, "library_status", missing)
+    monkeypatch.setattr(library, "library_status", missing)
     assert doctor.library() == {
         "loaded": False,
         "error": "libhp_norm_cpu.so was not built; build it: pip install .",

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from hp_norm_plugin import first_gpc, ops
+from hp_norm_plugin import first_gpc, library
 from hp_norm_plugin.first_gpc import Step
 
 DEVICE = torch.device("cuda", 3)
@@ -23,9 +23,9 @@ def was_set(monkeypatch):
         def hp_norm_set_first_gpc(device: int, gpc: int) -> None:
             told.append((device, gpc))
 
-    status = dataclasses.replace(ops.library_status(), cuda_loaded=True)
-    monkeypatch.setattr(ops, "native_library", lambda path: Library)
-    monkeypatch.setattr(ops, "library_status", lambda: status)
+    status = dataclasses.replace(library.library_status(), cuda_loaded=True)
+    monkeypatch.setattr(library, "native_library", lambda path: Library)
+    monkeypatch.setattr(library, "library_status", lambda: status)
     return told
 
 
@@ -51,8 +51,8 @@ def test_another_device_is_refused(was_set, device):
 
 
 def test_a_library_that_is_not_loaded_is_told(monkeypatch):
-    status = dataclasses.replace(ops.library_status(), cuda_loaded=False, cuda_error="no nvcc")
-    monkeypatch.setattr(ops, "library_status", lambda: status)
+    status = dataclasses.replace(library.library_status(), cuda_loaded=False, cuda_error="no nvcc")
+    monkeypatch.setattr(library, "library_status", lambda: status)
     with pytest.raises(RuntimeError, match="set_first_gpc: no nvcc"):
         first_gpc.set_first_gpc(1, DEVICE)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hp_norm_plugin import ops
+from hp_norm_plugin import library
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,8 +28,8 @@ def wheel(tmp_path_factory):
     tree = tmp_path_factory.mktemp("tree")
     names = ("setup.py", "pyproject.toml", "README.md", "csrc", "hp_norm_plugin")
     subprocess.run(["cp", "-r", *(ROOT / name for name in names), tree], check=True)
-    for library in (tree / "hp_norm_plugin" / "lib").glob("*.so"):
-        library.unlink()
+    for built in (tree / "hp_norm_plugin" / "lib").glob("*.so"):
+        built.unlink()
     out = tmp_path_factory.mktemp("wheel")
     result = build("-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", str(out), ".",
                    cwd=tree, HP_NORM_CUDA="0")  # fmt: skip
@@ -78,7 +78,7 @@ def test_installed_wheel_works_outside_the_tree(wheel, tmp_path):
     ],
 )
 def test_bad_build_settings_are_told_in_one_line(environment, message, tmp_path):
-    if "HP_NORM_CUDA_ARCHS" in environment and not ops.CUDA_LIBRARY.is_file():
+    if "HP_NORM_CUDA_ARCHS" in environment and not library.CUDA_LIBRARY.is_file():
         pytest.skip("only where nvcc is")
     result = build("setup.py", "-q", "build_ext", "--build-lib", str(tmp_path), **environment)
     assert result.returncode != 0 and message in result.stderr
@@ -104,10 +104,10 @@ def test_missing_nvcc_is_told_or_refused(tmp_path):
 
 
 def test_cuda_library_is_small_and_carries_its_runtime():
-    if not ops.CUDA_LIBRARY.is_file():
+    if not library.CUDA_LIBRARY.is_file():
         pytest.skip("no CUDA library was built")
-    assert ops.CUDA_LIBRARY.stat().st_size < 8e6
-    needed = subprocess.run(["readelf", "-d", ops.CUDA_LIBRARY], capture_output=True, text=True)
+    assert library.CUDA_LIBRARY.stat().st_size < 8e6
+    needed = subprocess.run(["readelf", "-d", library.CUDA_LIBRARY], capture_output=True, text=True)
     if needed.returncode == 0:
         libraries = re.findall(r"NEEDED.*\[(.*)\]", needed.stdout)
         assert "libtorch.so" in libraries, "without it the current CUDA stream is not found"

@@ -11,7 +11,7 @@ from helpers import DTYPES, assert_same_bits, make_case, make_denormal_case
 from test_ops import check
 
 import hp_norm_plugin as hp
-from hp_norm_plugin import ops, reference
+from hp_norm_plugin import library, reference
 
 KERNELS = ("avx512bf16", "avx512", "avx2", "baseline")
 # Below a vector, around a cache line and a chunk of each width, widths of models.
@@ -19,9 +19,9 @@ HIDDEN_SIZES = (1, 15, 16, 17, 31, 33, 64, 100, 255, 256, 257, 511, 513, 1000, 4
 
 
 def force(name: str | None) -> bool:
-    library = ops.native_library(ops.CPU_LIBRARY)
-    library.hp_norm_force_row_kernel.restype = ctypes.c_bool
-    return library.hp_norm_force_row_kernel(None if name is None else name.encode())
+    native = library.native_library(library.CPU_LIBRARY)
+    native.hp_norm_force_row_kernel.restype = ctypes.c_bool
+    return native.hp_norm_force_row_kernel(None if name is None else name.encode())
 
 
 @pytest.fixture(params=KERNELS)

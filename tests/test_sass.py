@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 import sass
 
-from hp_norm_plugin import ops, rules
+from hp_norm_plugin import library, rules
 
-ARCHS = [arch for arch in ops.library_status().cuda_archs if arch.isdigit()]
+ARCHS = [arch for arch in library.library_status().cuda_archs if arch.isdigit()]
 pytestmark = pytest.mark.skipif(
     not ARCHS or sass.cuobjdump() is None, reason="no CUDA library, or no cuobjdump to read it with"
 )

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hp_norm_plugin import ops, settings
+from hp_norm_plugin import library, settings
 
 
 @pytest.mark.parametrize(
@@ -60,18 +60,18 @@ def test_read_all_reads_the_process_environment(monkeypatch):
 def test_dependent_launch_is_off_from_when_the_library_is_loaded(
     monkeypatch, tmp_path, raw, limits
 ):
-    library = tmp_path / "libhp_norm_cuda.so"
-    library.touch()
+    path = tmp_path / "libhp_norm_cuda.so"
+    path.touch()
     told = []
 
     def limit(max_tokens):
         told.append(max_tokens.value)
 
     native = SimpleNamespace(hp_norm_limit_dependent_launch=limit)
-    monkeypatch.setattr(ops, "CUDA_LIBRARY", library)
+    monkeypatch.setattr(library, "CUDA_LIBRARY", path)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
     monkeypatch.setattr(ctypes, "CDLL", lambda path: native)
     monkeypatch.setenv("HP_NORM_PDL", raw)
-    assert ops._load_cuda() is None
+    assert library._load_cuda() is None
     assert told == limits

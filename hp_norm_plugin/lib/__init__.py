@@ -1,1 +1,1 @@
-"""The folder of the compiled libraries; hp_norm_plugin.ops loads them."""
+"""The folder of the compiled libraries; hp_norm_plugin.library loads them."""

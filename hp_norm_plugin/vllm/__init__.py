@@ -156,12 +156,13 @@ def _library_problem(found: Host) -> str | None:
     if found.platform not in ("cuda", "cpu"):
         return f"no kernel for platform {found.platform}"
     try:
-        from hp_norm_plugin import ops
+        from hp_norm_plugin import library
+
+        status = library.library_status()
     except Exception as error:
         return str(error)
     if found.platform == "cpu":
         return None
-    status = ops.library_status()
     if not status.cuda_loaded:
         return status.cuda_error or "the CUDA library is not loaded"
     sm = found.sm

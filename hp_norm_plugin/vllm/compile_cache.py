@@ -23,7 +23,10 @@ def source_digest() -> str:
     """Return a short digest of the Python files that decide what goes into a graph."""
     package = Path(__file__).resolve().parent
     digest = hashlib.sha256()
-    above = [package.parent / f"{name}.py" for name in ("__init__", "ops", "checks", "settings")]
+    above = [
+        package.parent / f"{name}.py"
+        for name in ("__init__", "ops", "dispatch", "library", "checks", "settings")
+    ]
     for path in sorted([*package.glob("*.py"), *above]):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
@@ -36,13 +39,13 @@ def graph_state() -> str:
     Raises
     ------
     ImportError, LibraryError
-        As `hp_norm_plugin.ops` does without its library.
+        As `hp_norm_plugin.library.load_libraries` does.
 
     """
-    from hp_norm_plugin import ops
+    from hp_norm_plugin import library
 
     flags = [settings.read_flag(flag).value for flag in settings.FLAGS if flag.shapes_graph]
-    return "-".join([ops.library_status().digest, source_digest(), *flags])
+    return "-".join([library.library_status().digest, source_digest(), *flags])
 
 
 def register_in_key(state: str) -> None:

@@ -36,8 +36,8 @@ TIMEOUT_S = 150  # a mutation may hang
 PYTEST = """
 import sys
 import pytest
-from hp_norm_plugin import ops
-status = ops.library_status()
+from hp_norm_plugin import library
+status = library.library_status()
 print("loaded", status.digest, status.cuda_loaded, status.cuda_error, flush=True)
 sys.exit(pytest.main(sys.argv[1:]))
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hp_norm_plugin import ops
+from hp_norm_plugin import library
 from hp_norm_plugin.vllm import policy
 from hp_norm_plugin.vllm.host import detect
 
@@ -141,8 +141,8 @@ def test_adapters_have_different_keys(key_of):
 @pytest.mark.parametrize("adapter", ["auto", "layer"])
 def test_a_rebuilt_library_is_a_new_key(key_of, monkeypatch, adapter):
     first = key_of(HP_NORM_PLUGIN=adapter)
-    status = replace(ops.library_status(), digest="f" * 16)
-    monkeypatch.setattr(ops, "library_status", lambda: status)
+    status = replace(library.library_status(), digest="f" * 16)
+    monkeypatch.setattr(library, "library_status", lambda: status)
     assert key_of() != first
 
 

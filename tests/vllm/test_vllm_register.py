@@ -244,11 +244,11 @@ class Status:
 def test_cuda_library_that_cannot_run(clean, lines, monkeypatch, sm, status, text):
     from vllm import ir
 
-    from hp_norm_plugin import ops
+    from hp_norm_plugin import library
 
     host = Host(version="0.26.0", platform="cuda", sm=sm, has_ir=True, has_layer=True)
     monkeypatch.setattr(clean, "detect", lambda: host)
-    monkeypatch.setattr(ops, "library_status", lambda: status)
+    monkeypatch.setattr(library, "library_status", lambda: status)
     for name in IR_OPS:
         monkeypatch.setattr(getattr(ir.ops, name), "impls", dict(getattr(ir.ops, name).impls))
         for provider in ("hp_norm", "hp_norm_eager"):
