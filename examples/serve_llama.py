@@ -10,19 +10,22 @@
     python examples/serve_llama.py cache                # starts in one compile cache, on and off
     python examples/serve_llama.py swap                 # one engine, its graphs swapped
 
-Engines with the plugin off and on are alive at the same time and measured in turn, there and
-back: off, on, on, off. Exits with 0
-when the operator ran (cache: when no setting ran the other's graph), 1 when it did not, 2 when
-something could not start.
+Engines with the plugin off and on are alive at the same time and measured in turn, there and back:
+off, on, on, off. Exits with 0 when the operator ran (cache: when no setting
+ran the other's graph; tokens only compares), 1 when it did not, 2 when something could not start,
+130 when it was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from rich.console import Console
 from serving import agreement, cache, memory, models, offline, report, server, swap
@@ -61,22 +64,41 @@ def draw(args: argparse.Namespace, console: Console, title: str, bars: dict) -> 
         console.print("no chart: matplotlib is not installed", style="yellow")
 
 
-def run_offline(model: models.Model, args: argparse.Namespace, console: Console) -> dict:
-    """Compare times, tokens and kernels: of engines, or of one with its graphs swapped."""
-    mode = swap if args.mode == "swap" else offline
-    where = "GPU" if args.gpu else "CPU"
+def run_kept(
+    mode: ModuleType,
+    model: models.Model,
+    args: argparse.Namespace,
+    console: Console,
+    show: Callable[[dict], None],
+) -> dict:
+    """Run a mode that hands over what it has so far; when it is cut off, `show` that.
+
+    Minutes of measuring are not lost with what was cut off, whoever ended it.
+    """
     found: dict = {}
 
     def keep_so_far(so_far: dict) -> None:
         found.update(so_far, path=keep(args, so_far))
 
     try:
-        result = mode.run(model, args, keep_so_far)
-    except (EngineError, KeyboardInterrupt):
-        if "rows" in found:  # minutes of measuring are not lost with what was cut off
-            report.print_offline(console, f"{model.name}, {where}: what was measured", found)
-            console.print(f"written to {found['path']}", highlight=False)
+        return mode.run(model, args, keep_so_far)
+    except (EngineError, KeyboardInterrupt, SystemExit):
+        if "rows" in found:
+            with contextlib.suppress(OSError):  # the terminal may be what was lost
+                show(found)
+                console.print(f"written to {found['path']}", highlight=False)
         raise
+
+
+def run_offline(model: models.Model, args: argparse.Namespace, console: Console) -> dict:
+    """Compare times, tokens and kernels: of engines, or of one with its graphs swapped."""
+    mode = swap if args.mode == "swap" else offline
+    where = "GPU" if args.gpu else "CPU"
+
+    def show(found: dict) -> None:
+        report.print_offline(console, f"{model.name}, {where}: what was measured", found)
+
+    result = run_kept(mode, model, args, console, show)
     ran, sentence = offline.verdict(result)
     state = result["state"]["on"]
     title = f"{model.name}, vLLM {state['vllm']}, {where}: plugin off against on"
@@ -90,7 +112,12 @@ def run_offline(model: models.Model, args: argparse.Namespace, console: Console)
 
 def run_server(model: models.Model, args: argparse.Namespace, console: Console) -> dict:
     """Compare two servers under load."""
-    result = server.run(model, args)
+
+    def show(found: dict) -> None:
+        title = f"{model.name}, vllm serve: what was measured"
+        report.print_server(console, title, found, server.METRICS)
+
+    result = run_kept(server, model, args, console, show)
     ran, sentence = server.verdict(result)
     state = result["state"]["on"]
     title = f"{model.name}, vllm serve: plugin off against on"
@@ -129,7 +156,8 @@ def end_by_signals() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one mode and return the exit status."""
-    console = Console() if sys.stdout.isatty() else Console(width=140)  # a log is not a terminal
+    # A log is not a terminal, and the brackets of a path or a name are no markup.
+    console = Console(width=None if sys.stdout.isatty() else 140, markup=False)
     args = parse(argv, has_gpu())
     modes = {
         "offline": run_offline,

@@ -1,10 +1,14 @@
-"""What all tests share: the devices, and a seed."""
+"""What all tests share: the devices, a seed, and examples/ on the path."""
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
-from helpers import HAS_GPU
+from helpers import EXAMPLES, HAS_GPU
+
+sys.path.insert(0, str(EXAMPLES))
 
 
 def pytest_collection_modifyitems(items):

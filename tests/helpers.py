@@ -1,4 +1,4 @@
-"""Inputs, and comparisons in units in the last place."""
+"""Inputs, comparisons in units in the last place, and what an engine measures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 HAS_GPU = torch.cuda.is_available()
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -107,3 +108,10 @@ def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "output") -> 
         f"{wrong[0].tolist()}: {actual[tuple(wrong[0])]} instead of {expected[tuple(wrong[0])]}, "
         f"worst by {distance.max().item()} ULP"
     )
+
+
+def runs(seconds_per_token: float, output_len: int = 3) -> dict:
+    """Two repeats of an engine, of a second to the first token."""
+    last = 1.0 + seconds_per_token * (output_len - 1)
+    tokens = [[[1, 2]], [[1, 2]]]
+    return {"first_token_s": [1.0, 1.0], "all_tokens_s": [last, last], "tokens": tokens}

@@ -12,14 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import EXAMPLES
 
 pytest.importorskip("rich", reason="examples need rich")
-from rich.console import Console  # noqa: E402
-
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
 import serve_llama  # noqa: E402
+from rich.console import Console  # noqa: E402
 from serving import child_process, client, models, server  # noqa: E402
 from serving.child_process import EngineError, explain  # noqa: E402
 from serving.client import EngineClient  # noqa: E402
@@ -70,9 +67,13 @@ def test_port_in_use():
         ("OSError: [Errno 98] Address already in use", "the port is in use"),
         ("failed. Failed core proc(s): {'EngineCore_DP0': -9}", "the system was out of memory"),
         ("failed. Failed core proc(s): {'EngineCore_DP0': 1}", ""),
+        ("raise LocalEntryNotFoundError(", "or set HF_HUB_OFFLINE=0"),
+        ("KV cache is needed, which is larger than the available KV cache memory (0.01 GiB).",
+         "use a larger --kv-cache-gib"),
+        ("No available memory for the cache blocks. Try", "use a larger --kv-cache-gib"),
         ("KeyError: 'x'", ""),
     ],
-)
+)  # fmt: skip
 def test_the_usual_failures_have_a_hint(tmp_path, log, hint):
     path = tmp_path / "log"
     path.write_text(log)
@@ -108,6 +109,7 @@ def test_an_engine_that_dies_is_an_error_with_its_log(tmp_path, monkeypatch, las
         engine.wait_until_ready(30)
     assert str(e.value).startswith(f"engine on: died {how}")
     assert "no such device" in str(e.value)
+    assert engine._process.stdin.closed, "or Python 3.13 complains when it collects the pipe"
 
 
 def test_a_server_that_dies_over_a_request_is_an_error_with_its_log(tmp_path):
@@ -349,13 +351,18 @@ class FakeLoad(contextlib.nullcontext):
         (folder / given["--result-filename"]).write_text(json.dumps(result))
 
 
-@pytest.mark.parametrize(("repeats", "ratio"), [("1", "1.0000"), ("2", "1.0000 ±0.0000")])
-def test_a_whole_run_of_server_mode(tmp_path, monkeypatch, repeats, ratio):
-    """Percentiles, the norms' share of a step, and no spread of a single drive."""
+@pytest.fixture
+def faked(monkeypatch):
+    """Have server mode start no process."""
     monkeypatch.setattr(server, "Server", FakeServer)
     monkeypatch.setattr(server, "EngineClient", FakeLoad)
     monkeypatch.setattr(server, "check_port", lambda port: None)
     monkeypatch.setattr(FakeServer, "asked", {})
+
+
+@pytest.mark.parametrize(("repeats", "ratio"), [("1", "1.0000"), ("2", "1.0000 ±0.0000")])
+def test_a_whole_run_of_server_mode(faked, tmp_path, repeats, ratio):
+    """Percentiles, the norms' share of a step, and no spread of a single drive."""
     words = ["server", "--batch-sizes", "4", "--repeats", repeats, "--out", str(tmp_path)]
     args = serve_llama.parse(words, gpu=False)
     console = Console(record=True, width=140)
@@ -383,3 +390,43 @@ def test_a_whole_run_of_server_mode(tmp_path, monkeypatch, repeats, ratio):
     assert names == {"off": {"rms_norm", "product"}, "on": {"hp_norm", "product"}}
     assert kept["profiles"][0]["summary"]["norm_us_per_step"] == 4.0
     assert (kept["rows"][0]["p99_tpot_ms"]["spread"] is None) == (repeats == "1")
+
+
+def test_a_run_of_server_mode_that_is_cut_off_shows_what_it_measured(faked, tmp_path, monkeypatch):
+    """Of its two loads the second one fails, when the first has had all of its drives."""
+    drives = iter(range(4))
+
+    class Broken(FakeLoad):
+        def ask(self, do, timeout, arguments):
+            if next(drives, None) is None:
+                raise EngineError("load client: died")
+            super().ask(do, timeout, arguments)
+
+    monkeypatch.setattr(server, "EngineClient", Broken)
+    words = ["server", "--batch-sizes", "4", "8", "--repeats", "1", "--out", str(tmp_path)]
+    args = serve_llama.parse(words, gpu=False)
+    console = Console(record=True, width=140)
+    with pytest.raises(EngineError, match="load client: died"):
+        serve_llama.run_server(models.Model("tiny", "tiny", "auto", 2), args, console)
+    shown = console.export_text()
+    assert "tiny, vllm serve: what was measured" in shown and "serve_llama_server.json" in shown
+    assert "max-concurrency 4" in shown and "max-concurrency 8" not in shown
+    kept = json.loads((tmp_path / "serve_llama_server.json").read_text())
+    assert [row["load"] for row in kept["rows"]] == ["max-concurrency 4"]
+    assert kept["arguments"]["batch_sizes"] == [4, 8] and len(kept["profiles"]) == 2
+
+
+def test_servers_are_driven_there_and_back(faked, tmp_path, monkeypatch):
+    ports = []
+
+    class Noted(FakeLoad):
+        def ask(self, do, timeout, arguments):
+            ports.append(int(arguments[arguments.index("--port") + 1]))
+            super().ask(do, timeout, arguments)
+
+    monkeypatch.setattr(server, "EngineClient", Noted)
+    words = ["server", "--batch-sizes", "4", "--repeats", "2", "--out", str(tmp_path)]
+    args = serve_llama.parse(words, gpu=False)
+    serve_llama.run_server(models.Model("tiny", "tiny", "auto", 2), args, Console(quiet=True))
+    off, on = args.port, args.port + 1
+    assert ports == [off, on, on, off, off, on]

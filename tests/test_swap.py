@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import serve_llama
 import torch
 from rich.console import Console
+from serving import comparison, engine, offline, report, swap, swap_worker
 from vllm import envs
 from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
 from vllm.platforms import current_platform
-
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import serve_llama  # noqa: E402
-from serving import comparison, engine, offline, report, swap, swap_worker  # noqa: E402
 
 
 class FakeEngine:
@@ -59,7 +53,7 @@ class FakeEngine:
             return {"steps": 16, "kernels": [row]}
         step = self.step(self.used)
         last = step * arguments.get("output_len", 1)
-        return {"first_token_s": [step], "all_tokens_s": [last], "tokens": [[1]]}
+        return {"first_token_s": step, "all_tokens_s": last, "tokens": [[1]]}
 
     def step(self, name):
         return 0.004 if name.startswith("on") else 0.005
@@ -92,13 +86,18 @@ def test_one_engine_compiles_each_setting_so_often(swapped):
     assert list(plans) == [comparison.ON] and plans[comparison.ON]["HP_NORM_PLUGIN"] == "auto"
     assert engine.asked[0] == ("keep", {"name": "on"}), "what it compiled at its start"
     assert [(one["name"], one["with_plugin"]) for one in compiled(engine)] == [
-        ("off", False), ("on-2", True), ("off-2", False),
+        ("off", False), ("off-2", False), ("on-2", True),
     ]  # fmt: skip
     roots = {one["cache_root"] for one in compiled(engine)}
     assert len(roots) == 3 and plans[comparison.ON]["VLLM_CACHE_ROOT"] not in roots
     assert {name: state["of"] for name, state in result["state"].items()} == {
         name: name for name in ("off", "on", "off-2", "on-2")
     }
+
+
+def test_compilations_are_made_there_and_back():
+    assert swap.there_and_back(1) == ["on", "off"]
+    assert swap.there_and_back(3) == ["on", "off", "off-2", "on-2", "on-3", "off-3"]
 
 
 def test_in_one_cache_all_are_of_the_same_folder(swapped):

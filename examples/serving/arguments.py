@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from hp_norm_plugin.vllm import quantization
-from serving import cache
+from serving import cache, offline
 from serving.comparison import OFF, ON, more_of
 
 
@@ -43,6 +43,7 @@ LIMITS = {
     "memory": Limits(0, 1, above=True),
     "kv_cache_gib": Limits(0, 1024, above=True),
     "max_model_len": Limits(1),
+    "seed": Limits(0, 2**32 - 1),  # NumPy's, which vLLM seeds, too
     "seeds": Limits(1),
     "port": Limits(1, 65534),  # and the next one
     "request_rates": Limits(0, above=True),
@@ -65,7 +66,7 @@ class Variant(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         """Add one variant."""
         name, *settings = values
-        if not settings or not all("=" in setting for setting in settings):
+        if not settings or not all(setting.find("=") > 0 for setting in settings):
             got = " ".join(values)
             parser.error(f"--variant: must be NAME VARIABLE=VALUE [VARIABLE=VALUE ...], got {got}")
         engine = more_of(OFF, [name]) or more_of(ON, [name])
@@ -82,18 +83,25 @@ def _parser(gpu: bool) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     modes = ["offline", "server", "tokens", "cache", "swap"]
-    add("mode", nargs="?", choices=modes, default="offline")
+    add(
+        "mode", nargs="?", choices=modes, default="offline",
+        help="offline: engines. server: vllm serve under load. tokens: greedy tokens. "
+        "cache: starts in one compile cache. swap: one engine, its graphs swapped",
+    )  # fmt: skip
     add(
         "--model",
         default="Llama-3.1-8B" if gpu else "tiny-llama",
         help="a name of examples/models, a directory, or a hub name",
     )
     add("--plugin", default="auto", choices=["auto", "ir", "layer"], help="HP_NORM_PLUGIN when on")
-    add("--batch-sizes", type=int, nargs="+", default=[1, 8, 32, 128] if gpu else [1, 4])
-    add("--input-len", type=int, default=128 if gpu else 16)
-    add("--output-len", type=int, default=129 if gpu else 17)
+    add(
+        "--batch-sizes", type=int, nargs="+", default=[1, 8, 32, 128] if gpu else [1, 4],
+        help="requests that decode at the same time",
+    )  # fmt: skip
+    add("--input-len", type=int, default=128 if gpu else 16, help="tokens of each one's prompt")
+    add("--output-len", type=int, default=129 if gpu else 17, help="tokens that each generates")
     add("--prefill-batch", type=int, default=8 if gpu else 2, help="0: no prefill measurement")
-    add("--prefill-len", type=int, default=1024 if gpu else 128)
+    add("--prefill-len", type=int, default=1024 if gpu else 128, help="tokens of each one's prompt")
     add("--repeats", type=int, default=6 if gpu else 3, help="pairs off, on of each workload")
     add("--warmup", type=int, default=1, help="pairs before them that are not counted")
     add("--quantization", default=None, help="vLLM's, such as fp8 (online)")
@@ -123,9 +131,15 @@ def _parser(gpu: bool) -> argparse.ArgumentParser:
     )
     add("--profile-all", action="store_true", help="profile every engine at every batch size")
     add("--memory", type=float, default=0.45, help="gpu_memory_utilization of each engine")
-    add("--kv-cache-gib", type=float, default=12.0 if gpu else 0.5)
-    add("--max-model-len", type=int, default=None)
-    add("--seed", type=int, default=0)
+    add(
+        "--kv-cache-gib", type=float, default=12.0 if gpu else 0.5,
+        help="KV cache of each engine, which must hold every batch",
+    )  # fmt: skip
+    add(
+        "--max-model-len", type=int, default=None,
+        help="vLLM's; without it what the requests need",
+    )  # fmt: skip
+    add("--seed", type=int, default=0, help="of random weights and of the prompts")
     add("--seeds", type=int, default=3, help="tokens: how many prompts")
     add("--port", type=int, default=8731, help="server: this port and the next are used")
     add(
@@ -149,11 +163,19 @@ def parse(argv: list[str] | None, gpu: bool) -> argparse.Namespace:
         for value in given if isinstance(given, list) else [given]:
             if value is not None and not limits.allow(value):
                 parser.error(f"--{name.replace('_', '-')}: must be {limits}, got {value}")
+    longest = max(work["input_len"] + work["output_len"] for work in offline.workloads(args))
+    if args.max_model_len is not None and args.max_model_len < longest:
+        # vLLM would cut answers short, without a word, and a token's time would be wrong.
+        rule = f"must be at least {longest}, the tokens of the longest request"
+        parser.error(f"--max-model-len: {rule}, got {args.max_model_len}")
     if args.mode == "swap" and (args.plugin == "layer" or args.enforce_eager or args.variants):
         parser.error("swap: needs the IR adapter and compilation, and has no --variant")
     if args.mode == "swap" and args.quantization in quantization.WEIGHTS_ALONE:
         rule = "must be one that the plugin leaves alone (vLLM decides on fusions when it starts)"
         parser.error(f"swap: --quantization: {rule}, got {args.quantization}")
+    if args.mode == "swap" and args.output_len < 4:
+        rule = "must be at least 4 (graphs are replayed in the middle, behind the prefill)"
+        parser.error(f"swap: --output-len: {rule}, got {args.output_len}")
     for option, (name, modes) in MODES.items():
         if args.mode not in modes and getattr(args, name) != parser.get_default(name):
             parser.error(f"{option}: is for {' and '.join(modes)}, got mode {args.mode}")

@@ -34,7 +34,11 @@ def explain(log: Path, status: int | None = None) -> str:
     text = log.read_text(errors="replace") if log.is_file() else ""
     if status == -signal.SIGKILL or CORE_KILLED.search(text):
         return "killed; most likely the system was out of memory: use a smaller --model"
-    if "out of memory" in text or "No available memory for the cache blocks" in text:
+    if "LocalEntryNotFoundError" in text:
+        return "not on this machine: download the model before, or set HF_HUB_OFFLINE=0"
+    if "larger than the available KV cache" in text or "No available memory for the cache" in text:
+        return "no room for one request: use a larger --kv-cache-gib or a smaller --max-model-len"
+    if "out of memory" in text:
         return "out of memory: use a smaller --model, --max-model-len or --memory"
     if "less than desired GPU memory utilization" in text:
         return "the GPU is in use by another process: lower --memory"

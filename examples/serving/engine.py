@@ -18,7 +18,6 @@ class Engine:
         from vllm import LLM
 
         started = time.perf_counter()
-        self.vocab_size = 0
         self.requests = 0
         self.llm = LLM(**config["llm"])
         self.vocab_size = self.llm.llm_engine.vllm_config.model_config.get_vocab_size()
@@ -92,24 +91,23 @@ class Engine:
         input_len: int,
         output_len: int,
         seed: int,
-        repeat: int = 1,
         queued: int = 1,
     ) -> dict[str, Any]:
         """Time one batch: greedy, eos ignored.
 
-        Seconds until every request has its first token, and until all have all of theirs.
-        `repeat` asks for several measurements in a row; `tokens` are those of the last.
+        Seconds until every request has its first token, and until all have all of theirs; and
+        the tokens.
 
         `queued` batches wait in line, and the seconds are those of one of them: the engine starts
         with the request that arrives first, so that how one batch alone falls into steps is chance.
         """
         prompts = self._prompts(batch * queued, input_len, seed)
-        result: dict[str, Any] = {"first_token_s": [], "all_tokens_s": []}
-        for _ in range(repeat):
-            arrivals, result["tokens"] = self._generate(prompts, output_len)
-            result["first_token_s"].append(arrivals[0] / queued)
-            result["all_tokens_s"].append(arrivals[-1] / queued)
-        return result
+        arrivals, tokens = self._generate(prompts, output_len)
+        return {
+            "first_token_s": arrivals[0] / queued,
+            "all_tokens_s": arrivals[-1] / queued,
+            "tokens": tokens,
+        }
 
     def profile(self, batch: int, input_len: int, output_len: int, seed: int) -> dict[str, Any]:
         """Kernels (on a CPU: operators) as `kernel_profile.take` returns them."""

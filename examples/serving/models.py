@@ -60,7 +60,7 @@ def resolve(name: str) -> Model:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"--model {name}: the directory has no config.json")
-        return Model(path.name, str(path), "auto", None)
+        return Model(path.absolute().name, str(path), "auto", None)  # of ".", too
     if name.count("/") == 1 and not name.startswith((".", "/")):
         return Model(name, name, "auto", None)
     known = ", ".join(architecture_names())
@@ -83,15 +83,18 @@ def _prepare(name: str) -> Model:
     source = ARCHITECTURES / f"{name}.json"
     config = json.loads(source.read_text())
     target = cache_dir() / name
-    target.mkdir(parents=True, exist_ok=True)
     write_weights = config["hidden_size"] < WRITE_BELOW_HIDDEN_SIZE
     if not _is_current(target, source, write_weights):
-        shutil.copyfile(source, target / "config.json")
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            rule = f"{target} cannot be written to ({error.strerror})"
+            raise ValueError(f"HP_NORM_EXAMPLES_CACHE: {rule}") from None
         write_tokenizer(target, config["vocab_size"], config["eos_token_id"])
         if write_weights:
-            write_checkpoint(target)
-            # transformers has written its own version of it
-            shutil.copyfile(source, target / "config.json")
+            write_checkpoint(target, source)
+        # The last, in place of transformers' version of it: with it all is taken for complete.
+        shutil.copyfile(source, target / "config.json")
     load_format = "auto" if write_weights else "dummy"
     return Model(name, str(target), load_format, config["num_hidden_layers"])
 
@@ -128,8 +131,8 @@ def write_tokenizer(target: Path, vocab_size: int, eos_token_id: int) -> None:
     (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def write_checkpoint(target: Path, seed: int = 0) -> None:
-    """Write random weights of a trained model's size for the config in `target`.
+def write_checkpoint(target: Path, source: Path, seed: int = 0) -> None:
+    """Write random weights of a trained model's size for the config file `source`.
 
     Norm weights are spread around one, so that a norm that dropped its weight would show.
     """
@@ -139,7 +142,7 @@ def write_checkpoint(target: Path, seed: int = 0) -> None:
 
     logging.disable_progress_bar()
     torch.manual_seed(seed)
-    config = AutoConfig.from_pretrained(target)
+    config = AutoConfig.from_pretrained(source)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Offline comparison: two engines, plugin off and on, measured in turn in one run."""
+"""Offline comparison: engines with the plugin off and on, measured in turn in one run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUEUED_PREFILLS = 4
 def engine_config(
     model: Model, args: argparse.Namespace, worker_extension: str = WORKER_EXTENSION
 ) -> dict[str, Any]:
-    """Return the configuration that both engines get: only the plugin's flag differs."""
+    """Return the configuration that every engine gets: only their environments differ."""
     batches = sorted({*args.batch_sizes, args.prefill_batch} - {0})
     longest = max(args.input_len + args.output_len, args.prefill_len + 1)
     # Batches that a CUDA graph holds exactly, and no others: capturing the default list of sizes
@@ -84,13 +84,16 @@ def start(
 
 
 def workloads(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return what `Engine.measure` is asked for, with the kind of each."""
+    """Return what `Engine.measure` is asked for, with the kind of each.
+
+    Of a mode other than offline and swap, which have no prefill, the decodes alone.
+    """
     works: list[dict[str, Any]] = [
         {"kind": "decode", "batch": batch, "input_len": args.input_len,
          "output_len": args.output_len}
         for batch in args.batch_sizes
     ]  # fmt: skip
-    if args.prefill_batch:
+    if args.prefill_batch and args.mode in ("offline", "swap"):
         works.append(
             {"kind": "prefill", "batch": args.prefill_batch, "input_len": args.prefill_len,
              "output_len": 1, "queued": QUEUED_PREFILLS}
@@ -123,9 +126,8 @@ def measure(
                 with alone(engine, args):
                     result = engine.ask("measure", seed=args.seed, **request)
                 if repeat >= 0:
-                    for field in ("first_token_s", "all_tokens_s"):
-                        runs[name][field] += result[field]
-                    runs[name]["tokens"].append(result["tokens"])
+                    for field, values in runs[name].items():
+                        values.append(result[field])
                 progress.update(task, advance=1)
             # There and back: in one order, what every second measurement has in common would be
             # all of one setting's.
@@ -139,15 +141,15 @@ def measure(
 def run(
     model: Model, args: argparse.Namespace, keep: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Start both engines, measure, profile, compare.
+    """Start the engines, measure, profile, compare.
 
     `keep` is handed what there is after each workload, so that a run that is cut off leaves it.
 
     Returns
     -------
     dict
-        `rows` as `summarise` makes them, `profiles` of one decode each, and `state` of both
-        engines.
+        `rows` as `summarise` makes them, `profiles` of a decode and of the prefill, and `state`
+        of each engine.
 
     Raises
     ------

@@ -47,10 +47,15 @@ def _output(*command: str) -> str | None:
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write a result with the environment that it was measured in."""
+    """Write a result with the environment that it was measured in.
+
+    A run that is cut off while it writes leaves the file that was there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     found = _finite({"environment": environment(), **result})
-    path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    part.replace(path)
 
 
 def _finite(value: Any) -> Any:

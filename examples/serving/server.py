@@ -11,6 +11,7 @@ import contextlib
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,12 @@ def loads(args: argparse.Namespace) -> list[dict[str, str]]:
     return [{"--max-concurrency": str(count)} for count in args.batch_sizes]
 
 
-def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
+def run(
+    model: Model, args: argparse.Namespace, keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Start both servers, drive them in turn, compare.
+
+    `keep` is handed what there is after each load, so that a run that is cut off leaves it.
 
     Returns
     -------
@@ -149,7 +154,7 @@ def run(model: Model, args: argparse.Namespace) -> dict[str, Any]:
         )
         servers = start_all(stack, waiting, args, progress)
         client.wait_until_ready(START_TIMEOUT)
-        return _drive(client, servers, model, args, progress)
+        return _drive(client, servers, model, args, progress, keep)
 
 
 def _drive(
@@ -158,6 +163,7 @@ def _drive(
     model: Model,
     args: argparse.Namespace,
     progress: Progress,
+    keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     task = progress.add_task("profiling", total=None)
     state, texts, profiles = {}, {}, []
@@ -168,18 +174,22 @@ def _drive(
             state[name] = server.rpc("hp_norm_state")[0]
             texts[name], profile = look(server, model, args)
         profiles.append({"plugin": name, "kind": "decode", "batch": 1, **profile})
-    rows = []
+    rows: list[dict[str, Any]] = []
+    result = {"rows": rows, "profiles": profiles, "state": state, "texts": texts}
     for load in loads(args):
         raw: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
+        turns = list(servers.items())
         for repeat in range(-args.warmup, args.repeats):
-            for name, server in servers.items():
+            for name, server in turns:
                 progress.update(task, description=f"{_words(load)}, plugin {name}")
                 with alone(server, args):
-                    result = bench(client, server, model, load, args)
+                    driven = bench(client, server, model, load, args)
                 if repeat >= 0:
-                    raw[name].append(result)
+                    raw[name].append(driven)
+            turns.reverse()  # there and back, as the engines of `offline`
         rows.append({"load": _words(load), **_summary(raw), "raw": raw})
-    return {"rows": rows, "profiles": profiles, "state": state, "texts": texts}
+        keep(result)
+    return result
 
 
 def _words(load: dict[str, str]) -> str:

@@ -46,18 +46,20 @@ def ratio_of_means(on: Sequence[float], off: Sequence[float]) -> tuple[float, fl
     """Return mean(on) over mean(off), a value an engine, and the standard error of the ratio.
 
     Engines of one graph differ by up to 2 %, however often each is measured, so engines are what
-    repeats; and the compilations of one, by less (docs/notes/2026-11-28-one-engine.md).
+    repeats; and the compilations of one, by less (docs/notes/2026-11-28-one-engine.md). nan where
+    there is nothing to compare with.
     """
     means = statistics.fmean(on), statistics.fmean(off)
     relative = [
-        statistics.variance(group) / len(group) / mean**2 if len(group) > 1 else 0.0
+        _over(statistics.variance(group) / len(group), mean**2) if len(group) > 1 else 0.0
         for group, mean in zip((on, off), means, strict=True)
     ]
-    return means[0] / means[1], means[0] / means[1] * sum(relative) ** 0.5
+    ratio = _over(*means)
+    return ratio, ratio * sum(relative) ** 0.5
 
 
 def norm_share(profile: dict[str, Any]) -> dict[str, float]:
-    """Sum a decode profile: time a step, the norms' part of it, our kernels and their number."""
+    """Sum a profile: time a step, the norms' part of it, our kernels and their number."""
     steps = profile["steps"]
     kernels = profile["kernels"]
 

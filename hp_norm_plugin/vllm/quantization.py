@@ -11,7 +11,7 @@ from typing import Any
 
 # Quantisation of weights alone leaves the norm's output in bf16 or fp16, so there is no
 # norm + quantisation to fuse. For other methods there may be, and it is worth more: of a decode
-# step of Llama-3.1-8B in online FP8 at batch 1, two kernels a norm would, by an estimate, take 0.5 %
+# step of Llama-3.1-8B in online FP8 at batch 1, two kernels a norm would by an estimate take 0.5 %
 # longer (H200, 2026-12-01, docs/notes/2026-12-01-norms-that-do-more.md).
 WEIGHTS_ALONE = frozenset(
     {

