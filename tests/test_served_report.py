@@ -184,3 +184,31 @@ def test_what_is_said_of_building():
     size = int(re.search(r"(\d+) libhp_norm_cuda.so", text)[1])
     words = f"{minutes} min {float(seconds):.0f} s on two cores, and the CUDA library for six"
     assert words in README and f"and PTX has {size / 1e6:.1f} MB" in README
+
+
+def test_what_is_said_of_how_far_to_trust_a_ratio():
+    """Of online FP8, which has one graph, and of the Llama at batch 1."""
+    commits = ("11-28-h200-b742c65", "12-01-h200-023d026", "12-01-h200-b0548ab")
+    fp8 = [served(f"{commit}-llama-3.1-8b-fp8-swap")["watched"] for commit in commits]
+    for commit, watched in zip(commits, fp8, strict=True):
+        graphs = " | ".join(f"{row['graph_ratio']:.4f}" for row in watched)
+        assert re.search(rf"\[{commit[-7:]}\]\([^)]*\) \| \w{{4}} \| {graphs} \|", SERVED)
+        assert all(row["graph_ratio"] < 1 for row in watched)
+
+    def words(row, over, under):
+        found = [each[row]["graph_s"][over] / each[row]["graph_s"][under] for each in fp8]
+        return "{:.3f}, {:.3f} and {:.3f}".format(*found)
+
+    assert f"At batch 1 `off` takes {words(0, 'off', 'off-2')} of `off-2`" in SERVED
+    assert f"at batch 128 `on-2` takes {words(3, 'on-2', 'off-2')} of `off-2`" in SERVED
+    first = [served(f"{commit}-llama-3.1-8b-swap")["watched"][0] for commit in commits[1:]]
+    off, second, table = (
+        [f"{value:.3f}" for value in values]
+        for values in zip(
+            *((row["graph_s"]["off"] / row["graph_s"]["off-2"],
+               row["graph_s"]["on-2"] / row["graph_s"]["off-2"], row["graph_ratio"])
+              for row in first), strict=True)
+    )  # fmt: skip
+    assert set(off) == {"1.009"} and f"`off` takes {off[0]} of `off-2` on 6a5f" in SERVED
+    assert set(second) == {"0.989"} and f"the graph is at {second[0]} on both" in SERVED
+    assert f"where the tables have {table[0]} and {table[1]}" in SERVED
