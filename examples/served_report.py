@@ -119,7 +119,7 @@ def draw(path: Path, runs: dict[str, dict[str, Any]]) -> None:
         panels[f"{model}\nserve_llama.py {asked['mode']}"] = bars["TPOT"] + prefills
     versions = {run["state"]["on"]["vllm"] for run in runs.values()}
     title = f"vLLM {', '.join(sorted(versions))}, TPOT (decode) and TTFT (prefill)"
-    report.chart(path, title, panels)
+    report.chart(path, title, panels, one_scale=True)
 
 
 def main() -> int:

@@ -194,8 +194,8 @@ def server_bars(result: dict[str, Any], metrics: dict) -> dict[str, list[Bar]]:
     }
 
 
-def chart(path: Path, title: str, bars: dict[str, list[Bar]]) -> bool:
-    """Draw on/off ratios as dots with their spread, one panel a metric; 1.0 is no change.
+def chart(path: Path, title: str, bars: dict[str, list[Bar]], one_scale: bool = False) -> bool:
+    """Draw on/off ratios as dots with their spread, a panel for each of `bars`; 1.0 is no change.
 
     Returns whether it could: vLLM does not bring matplotlib.
     """
@@ -211,7 +211,7 @@ def chart(path: Path, title: str, bars: dict[str, list[Bar]]) -> bool:
     height = 1.2 + 0.32 * len(labels)
     width = max(5.6, 3.2 * len(bars))  # room for the title above a single panel
     figure, axes = pyplot.subplots(
-        1, len(bars), figsize=(width, height), sharey=True, squeeze=False
+        1, len(bars), figsize=(width, height), sharex=one_scale, sharey=True, squeeze=False
     )
     for axis, (metric, group) in zip(axes[0], bars.items(), strict=True):
         positions = [labels.index(label) for label, _, _ in group]
@@ -224,6 +224,7 @@ def chart(path: Path, title: str, bars: dict[str, list[Bar]]) -> bool:
         axis.set_title(metric, fontsize=9)
         axis.set_yticks(range(len(labels)), labels, fontsize=8)
         axis.tick_params(axis="x", labelsize=8)
+        axis.locator_params(axis="x", nbins=5)  # or their labels run into each other
     axes[0][0].set_ylim(len(labels) - 0.4, -0.6)
     figure.suptitle(f"{title}: on / off", fontsize=10)
     figure.tight_layout()
