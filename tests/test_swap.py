@@ -78,9 +78,9 @@ def test_one_engine_compiles_each_setting_so_often(swapped):
     result, engine, plans = swapped("--engines", "2", "--batch-sizes", "1", "--repeats", "1")
     assert list(plans) == [comparison.ON] and plans[comparison.ON]["HP_NORM_PLUGIN"] == "auto"
     assert engine.asked[0] == ("keep", {"name": "on"}), "what it compiled at its start"
-    assert [(one["name"], one["with_plugin"]) for one in compiled(engine)] == [
-        ("off", False), ("off-2", False), ("on-2", True),
-    ]  # fmt: skip
+    compilations = [tuple(one[what] for what in ("name", "with_plugin", "new_pool"))
+                    for one in compiled(engine)]  # fmt: skip
+    assert compilations == [("off", False, False), ("off-2", False, True), ("on-2", True, False)]
     roots = {one["cache_root"] for one in compiled(engine)}
     assert len(roots) == 3 and plans[comparison.ON]["VLLM_CACHE_ROOT"] not in roots
     assert {name: state["of"] for name, state in result["state"].items()} == {

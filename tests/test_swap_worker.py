@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -232,6 +233,33 @@ def test_a_compilation_in_use_is_whole(monkeypatch, of_the_wrapper):
         assert config.kernel_config.ir_op_priority.asked == asked
         assert config.compilation_config.local_cache_dir.endswith(f"/key {name}")
         assert worker.hp_norm_state() == {"compile": {"compiles": compiles}}
+
+
+@pytest.mark.parametrize("new_pool", [True, False])
+def test_where_the_graphs_of_a_compilation_lie(monkeypatch, new_pool):
+    """In a pool of their own, or in that of the compilation before."""
+    import vllm.compilation.wrapper
+    import vllm.config
+
+    runner = Runner(of_the_wrapper=False)
+    runner.cudagraph_manager.pool = "the pool before"
+    runner.profile_run = lambda: seen.append("profile_run")
+    worker = worker_of(runner, monkeypatch)
+    seen = []
+
+    def captured():
+        seen.append(runner.cudagraph_manager.pool)
+        runner.cudagraph_manager.graphs[8] = "a graph"
+
+    worker.compile_or_warm_up_model = captured
+    monkeypatch.setattr(swap_worker, "_choose", lambda config, with_plugin: None)
+    monkeypatch.setattr(vllm.compilation.wrapper, "reset_compile_wrapper", lambda module: None)
+    context = contextlib.nullcontext()
+    monkeypatch.setattr(vllm.config, "set_current_vllm_config", lambda config: context)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "a new pool")
+    worker.hp_norm_compile("off", False, envs.VLLM_CACHE_ROOT, new_pool)
+    assert seen == ["profile_run", "a new pool" if new_pool else "the pool before"]
+    assert worker._hp_norm_graphs["off"].cuda == {8: "a graph"}, "none of those before"
 
 
 def test_a_model_that_is_not_compiled_is_refused(monkeypatch):

@@ -43,9 +43,10 @@ class Engine:
         """Keep the engine's compilation under a name (`serving.swap_worker`)."""
         self.llm.collective_rpc("hp_norm_keep", args=(name,))
 
-    def compile(self, name: str, with_plugin: bool, cache_root: str) -> None:
+    def compile(self, name: str, with_plugin: bool, cache_root: str, new_pool: bool) -> None:
         """Compile the model once more, and keep that under a name."""
-        self.llm.collective_rpc("hp_norm_compile", args=(name, with_plugin, cache_root))
+        arguments = (name, with_plugin, cache_root, new_pool)
+        self.llm.collective_rpc("hp_norm_compile", args=arguments)
 
     def use(self, name: str) -> None:
         """Run a compilation that was kept."""

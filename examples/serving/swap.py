@@ -86,11 +86,15 @@ def run(
         task = progress.add_task("compiling", total=len(names))
         with alone(engine, args):
             engine.ask("keep", name=comparison.ON)
-            for name in names[1:]:
+            for place, name in enumerate(names[1:], start=1):
                 progress.update(task, advance=1, description=f"compiling, plugin {name}")
                 with_plugin = bool(comparison.more_of(comparison.ON, [name]))
+                # A pair, off and on, lies in one place, the next pair in another: of one graph,
+                # compilations in places of their own differed by 0.5 %, always in the same
+                # direction (H200, 2026-12-01, docs/served.md).
                 engine.ask(
-                    "compile", name=name, with_plugin=with_plugin, cache_root=caches[name]
+                    "compile", name=name, with_plugin=with_plugin, cache_root=caches[name],
+                    new_pool=place % 2 == 0,
                 )  # fmt: skip
         progress.update(task, visible=False)
         # Measured in turn without the plugin and with it.

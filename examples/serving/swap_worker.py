@@ -82,7 +82,9 @@ class WorkerSwap(WorkerProbe):
         counters = self._hp_norm_graphs[self._hp_norm_used].counters
         return {**super().hp_norm_state(), "compile": counters}
 
-    def hp_norm_compile(self, name: str, with_plugin: bool, cache_root: str) -> None:
+    def hp_norm_compile(
+        self, name: str, with_plugin: bool, cache_root: str, new_pool: bool
+    ) -> None:
         """Compile the model again, as an engine does at its start, and keep it under a name.
 
         What vLLM derives at its start from who is asked for norms stays as it was: whether to fuse
@@ -97,6 +99,9 @@ class WorkerSwap(WorkerProbe):
         cache_root
             vLLM's cache folder for it. In a new one nothing is found, and Inductor times its
             launches again; in one that holds this graph it is loaded.
+        new_pool
+            Whether its CUDA graphs lie elsewhere than those of the compilation before, or where
+            those lie: they never run at the same time.
 
         """
         from vllm.compilation.wrapper import reset_compile_wrapper
@@ -109,7 +114,8 @@ class WorkerSwap(WorkerProbe):
             for module in self._compiled_modules():
                 reset_compile_wrapper(module)
             self._set_cuda({})
-            self._new_pool()
+            if new_pool:
+                self._new_pool()
             # As at a start: a run with the most tokens, then the CUDA graphs.
             if hasattr(runner, "warming_up_model"):
                 runner.warming_up_model()  # on a CPU with what it compiles with
@@ -197,7 +203,7 @@ class WorkerSwap(WorkerProbe):
         """Have the next CUDA graphs lie elsewhere than those before.
 
         A product can take 7 % longer by where its input lies (H200,
-        docs/gpu/2026-11-26-h200-addresses.txt): that is to be drawn anew for each compilation.
+        docs/gpu/2026-11-26-h200-addresses.txt).
         """
         holder, name = self._cuda_holder()
         if holder is not None:
