@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,12 @@ def find_nvcc() -> str | None:
     """The CUDA compiler of PATH or of its usual place."""
     candidate = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     return candidate if Path(candidate).is_file() else None
+
+
+def default_signals() -> None:
+    """For a new process, which inherits what nohup and background jobs of a shell ignore."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import EXAMPLES
+from helpers import EXAMPLES, default_signals
 
 pytest.importorskip("rich", reason="examples need rich")
 import serve_llama  # noqa: E402
@@ -196,7 +196,7 @@ def test_an_interrupted_run_ends_what_it_started(
         f"arguments = [{mode!r}, '--port', '1', '--out', {str(tmp_path / 'out')!r}]\n"
         "sys.exit(serve_llama.main(arguments))\n"
     )
-    run = subprocess.Popen([sys.executable, "-c", code])
+    run = subprocess.Popen([sys.executable, "-c", code], preexec_fn=default_signals)
     wait_for(lambda: run.poll() is not None or len(pids()) == children)
     run.send_signal(number)
     while number == signal.SIGINT and run.poll() is None:

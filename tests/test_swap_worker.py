@@ -254,8 +254,9 @@ def test_where_the_graphs_of_a_compilation_lie(monkeypatch, new_pool):
     worker.compile_or_warm_up_model = captured
     monkeypatch.setattr(swap_worker, "_choose", lambda config, with_plugin: None)
     monkeypatch.setattr(vllm.compilation.wrapper, "reset_compile_wrapper", lambda module: None)
-    context = contextlib.nullcontext()
-    monkeypatch.setattr(vllm.config, "set_current_vllm_config", lambda config: context)
+    # The real one would leave vLLM's cache of its environment on, for the tests behind.
+    monkeypatch.setattr(swap_worker, "_cache_root", contextlib.nullcontext)
+    monkeypatch.setattr(vllm.config, "set_current_vllm_config", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "a new pool")
     worker.hp_norm_compile("off", False, envs.VLLM_CACHE_ROOT, new_pool)
     assert seen == ["profile_run", "a new pool" if new_pool else "the pool before"]

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from helpers import default_signals
 from rich.console import Console
 
 from benchmarks import gpu_run, run
@@ -63,7 +64,9 @@ except KeyboardInterrupt:
 
 def test_ctrl_c_ends_the_jobs_and_starts_no_other(tmp_path):
     command = [sys.executable, "-c", JOBS_OF_A_MINUTE, str(tmp_path)]
-    run_all = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    run_all = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=default_signals
+    )
     pid = tmp_path / "pid"
     while not (pid.exists() and pid.read_text()):
         assert run_all.poll() is None, run_all.stderr.read()
