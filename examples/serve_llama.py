@@ -11,9 +11,9 @@
     python examples/serve_llama.py swap                 # one engine, its graphs swapped
 
 Engines with the plugin off and on are alive at the same time and measured in turn, there and back:
-off, on, on, off. Exits with 0 when the operator ran (cache: when no setting
-ran the other's graph; tokens only compares), 1 when it did not, 2 when something could not start,
-130 when it was interrupted.
+off, on, on, off. Exits with 0 when the operator ran (cache: when no setting ran the other's graph;
+tokens only compares), 1 when it did not, 2 when something could not start, 130 when it was
+interrupted.
 """
 
 from __future__ import annotations

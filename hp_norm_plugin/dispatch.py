@@ -12,7 +12,7 @@ _libraries: list[torch.library.Library] = []
 
 
 def complete() -> None:
-    """Register both, where the library with the operators' schemas is loaded."""
+    """Register the shapes and the guard; the library with the schemas must be loaded."""
     _register_fakes()
     _libraries.append(_guard_autograd())
 

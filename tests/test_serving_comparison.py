@@ -11,7 +11,6 @@ from serving import comparison, report  # noqa: E402
 
 
 def test_the_time_per_output_token_leaves_the_first_one_out():
-    """128 tokens behind the first, of which every second one arrives with the one before."""
     work = {"kind": "decode", "batch": 1, "input_len": 4, "output_len": 129}
     engines = {"off": runs(0.5, 129), "on": runs(0.25, 129)}
     row = comparison.summarise(work, engines)
@@ -70,3 +69,14 @@ def test_a_single_pair_has_no_spread(tmp_path):
     assert kept["rows"][0]["others"]["no-pdl"] == [1.0, None]
     bars = report.offline_bars(kept)
     assert bars["TPOT"] == [("decode 1", 1.0, None)]
+
+
+def test_turns_go_there_and_back_and_the_first_ones_do_not_count():
+    found = list(comparison.turns(["off", "on"], warmup=1, repeats=2))
+    assert [name for name, _ in found] == ["off", "on", "on", "off", "off", "on"]
+    assert [counts for _, counts in found] == [False, False, True, True, True, True]
+
+
+def test_names_are_found_again():
+    names = [comparison.named(setting, n) for n in (1, 2, 12) for setting in ("on", "off")]
+    assert comparison.more_of("off", names) == ["off", "off-2", "off-12"]

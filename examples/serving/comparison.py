@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from serving import stats
@@ -13,9 +13,26 @@ OFF = "off"
 ON = "on"
 
 
+def named(setting: str, number: int) -> str:
+    """Return the name of an engine of a setting, counted from 1: `off`, `off-2`, `off-3`."""
+    return setting if number == 1 else f"{setting}-{number}"
+
+
 def more_of(setting: str, names: Iterable[str]) -> list[str]:
-    """Return the engines of a setting, off or on: `off`, `off-2`, `off-3`."""
+    """Return the engines of a setting, off or on, as they are `named`."""
     return [name for name in names if re.fullmatch(rf"{setting}(-\d+)?", name)]
+
+
+def turns(names: Iterable[str], warmup: int, repeats: int) -> Iterator[tuple[str, bool]]:
+    """Yield whose turn it is, there and back, and whether it counts: not while warming up.
+
+    In one order, what every second measurement has in common would be all of one setting's.
+    """
+    order = list(names)
+    for repeat in range(-warmup, repeats):
+        for name in order:
+            yield name, repeat >= 0
+        order.reverse()
 
 
 def summarise(work: dict[str, Any], runs: dict[str, Any]) -> dict[str, Any]:

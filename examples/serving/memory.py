@@ -79,8 +79,8 @@ def _check_kv_cache(args: argparse.Namespace, config: dict[str, Any]) -> None:
     batches = [
         (work["batch"], work["input_len"] + work["output_len"]) for work in offline.workloads(args)
     ]
-    requests, tokens = max(batches, key=lambda batch: kv_cache_bytes(config, *batch, block))
-    needed = kv_cache_bytes(config, requests, tokens, block) / GIB
+    most, requests, tokens = max((kv_cache_bytes(config, *each, block), *each) for each in batches)
+    needed = most / GIB
     if needed > args.kv_cache_gib:
         raise ValueError(
             f"--kv-cache-gib: must hold {requests} request{'s' if requests > 1 else ''} of "

@@ -15,7 +15,7 @@ from hp_norm_plugin.vllm.probe import WORKER_EXTENSION
 from serving import kernel_profile
 from serving.children import alone, progress_bar, start_all
 from serving.client import EngineClient, child_environment
-from serving.comparison import OFF, ON, summarise
+from serving.comparison import OFF, ON, named, summarise, turns
 from serving.models import Model
 
 QUEUED_PREFILLS = 4
@@ -108,30 +108,26 @@ def measure(
     keep: Callable[[dict[str, Any]], None],
 ) -> list[dict[str, Any]]:
     """Measure every workload on each engine in turn; one row a workload, kept as they come."""
+    works = workloads(args)
     task = progress.add_task(
-        "measuring", total=len(workloads(args)) * (args.repeats + args.warmup) * len(engines)
+        "measuring", total=len(works) * (args.repeats + args.warmup) * len(engines)
     )
     rows = []
-    for work in workloads(args):
+    for work in works:
         request = {k: v for k, v in work.items() if k != "kind"}
         runs: dict[str, Any] = {
             name: {"first_token_s": [], "all_tokens_s": [], "tokens": []} for name in engines
         }
-        turns = list(engines.items())
-        for repeat in range(-args.warmup, args.repeats):
-            for name, engine in turns:
-                progress.update(
-                    task, description=f"{work['kind']} batch {work['batch']}, plugin {name}"
-                )
-                with alone(engine, args):
-                    result = engine.ask("measure", seed=args.seed, **request)
-                if repeat >= 0:
-                    for field, values in runs[name].items():
-                        values.append(result[field])
-                progress.update(task, advance=1)
-            # There and back: in one order, what every second measurement has in common would be
-            # all of one setting's.
-            turns.reverse()
+        for name, counts in turns(engines, args.warmup, args.repeats):
+            progress.update(
+                task, description=f"{work['kind']} batch {work['batch']}, plugin {name}"
+            )
+            with alone(engines[name], args):
+                result = engines[name].ask("measure", seed=args.seed, **request)
+            if counts:
+                for field, values in runs[name].items():
+                    values.append(result[field])
+            progress.update(task, advance=1)
         rows.append(summarise(work, runs))
         keep({"rows": rows})
     progress.update(task, visible=False)
@@ -162,7 +158,7 @@ def run(
         plans = {OFF: {"HP_NORM_PLUGIN": "0"}, ON: {"HP_NORM_PLUGIN": args.plugin}}
         others = {name: {**plans[ON], **variables} for name, variables in args.variants.items()}
         for number in range(2, args.engines + 1):
-            others |= {f"{setting}-{number}": plans[setting] for setting in (OFF, ON)}
+            others |= {named(setting, number): plans[setting] for setting in (OFF, ON)}
 
         def new_cache() -> str:
             return stack.enter_context(tempfile.TemporaryDirectory(prefix="hp_norm_cache_"))

@@ -178,15 +178,12 @@ def _drive(
     result = {"rows": rows, "profiles": profiles, "state": state, "texts": texts}
     for load in loads(args):
         raw: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
-        turns = list(servers.items())
-        for repeat in range(-args.warmup, args.repeats):
-            for name, server in turns:
-                progress.update(task, description=f"{_words(load)}, plugin {name}")
-                with alone(server, args):
-                    driven = bench(client, server, model, load, args)
-                if repeat >= 0:
-                    raw[name].append(driven)
-            turns.reverse()  # there and back, as the engines of `offline`
+        for name, counts in comparison.turns(servers, args.warmup, args.repeats):
+            progress.update(task, description=f"{_words(load)}, plugin {name}")
+            with alone(servers[name], args):
+                driven = bench(client, servers[name], model, load, args)
+            if counts:
+                raw[name].append(driven)
         rows.append({"load": _words(load), **_summary(raw), "raw": raw})
         keep(result)
     return result

@@ -55,14 +55,12 @@ def there_and_back(times: int) -> list[str]:
     batch 1, on three cards (H200, 2026-12-01, docs/served.md), which in the order on, off, on-2,
     off-2 was all on one side. The engine starts with the plugin, so the first is on.
     """
-    names = []
-    for number in range(1, times + 1):
-        pair = (comparison.ON, comparison.OFF)
-        names += [
-            name if number == 1 else f"{name}-{number}"
-            for name in (pair if number % 2 else reversed(pair))
-        ]
-    return names
+    there, back = (comparison.ON, comparison.OFF), (comparison.OFF, comparison.ON)
+    return [
+        comparison.named(setting, number)
+        for number in range(1, times + 1)
+        for setting in (there if number % 2 else back)
+    ]
 
 
 def run(
